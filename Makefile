@@ -1,0 +1,107 @@
+# Everything a user, contributor or CI runs; each target sets up what it needs inside this checkout.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+BUILDER_VERSION := v0.161.0
+# Bytecode and Go's caches are where the user has them; only what is built here is in build/.
+COLLECTOR := build/collector/otelcol
+
+.PHONY: help
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: $(VENV)/.installed ## Show the whole way on this machine: one start opted in, one not
+	@$(BIN)/otel-tbot demo
+
+.PHONY: test
+test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real OpenTelemetry Collector where Go is there
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory collector reporter; fi
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
+	@$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tests.check_coverage
+
+.PHONY: check
+check: lint types docs-check ## Run every check that runs no product code
+
+.PHONY: lint
+lint: $(VENV)/.developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell README.md CHANGELOG.md otel_tbot tests collector-config
+	$(BIN)/yamllint --strict collector-config
+
+.PHONY: types
+types: $(VENV)/.developed
+	$(BIN)/mypy
+
+.PHONY: docs
+docs: $(VENV)/.developed ## Write the tables of README.md anew from the code
+	$(BIN)/python -m tests.tables
+
+.PHONY: docs-check
+docs-check: $(VENV)/.developed
+	$(BIN)/python -m tests.tables --check
+
+.PHONY: format
+format: $(VENV)/.developed ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: proto
+proto: $(VENV)/.proto ## Generate the code of tbot's protocol anew
+	tests/generate_protocol.sh $(VENV)/proto/bin/python .
+
+.PHONY: collector
+collector: $(COLLECTOR) ## Build the OpenTelemetry Collector from collector-config/builder.yaml (OTELCOL=/path uses another)
+
+$(COLLECTOR): collector-config/builder.yaml
+	@if [ -n "$${OTELCOL:-}" ]; then exit 0; fi; \
+	echo "building the OpenTelemetry Collector: a few minutes, once"; \
+	mkdir -p build; \
+	GOBIN="$$PWD/build/bin" go install go.opentelemetry.io/collector/cmd/builder@$(BUILDER_VERSION); \
+	build/bin/builder --config=collector-config/builder.yaml >build/collector.log 2>&1 \
+	  || { tail -n 20 build/collector.log; exit 1; }; \
+	touch $@
+
+.PHONY: reporter
+reporter: build/reporter
+
+build/reporter: $(wildcard tests/reporter/*.go tests/reporter/go.* tests/reporter/prehog/*.go tests/reporter/prehog/*/*.go)
+	@mkdir -p build
+	cd tests/reporter && go build -o ../../build/reporter .
+
+.PHONY: build
+build: $(VENV)/.developed ## Build sdist and wheel into dist/
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+.PHONY: clean
+clean: ## Remove everything that was built or installed here
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements/run.txt pyproject.toml scripts/otel-tbot
+	$(BIN)/python $(PIP_INSTALL) -r requirements/run.txt
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements/dev.txt
+	@touch $@
+
+# Of its own: the generator needs an older protobuf than the tests run on.
+$(VENV)/.proto: $(VENV)/bin/python requirements/proto.txt
+	$(PYTHON) -m venv $(VENV)/proto
+	$(VENV)/proto/bin/python $(PIP_INSTALL) -r requirements/proto.txt
+	@touch $@

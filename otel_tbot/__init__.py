@@ -1,0 +1,40 @@
+"""The anonymous, opt-in start event of Teleport's tbot, over OpenTelemetry.
+
+Names are loaded on first use: `import otel_tbot` alone loads neither OpenTelemetry nor anything else of weight.
+"""
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would double the start of `run`
+if TYPE_CHECKING:
+    from otel_tbot.consent import enabled as enabled
+    from otel_tbot.errors import EventError as EventError
+    from otel_tbot.errors import OtelTbotError as OtelTbotError
+    from otel_tbot.event import TbotStart as TbotStart
+    from otel_tbot.outcome import Outcome as Outcome
+    from otel_tbot.sending import emit as emit
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["EventError", "OtelTbotError", "Outcome", "TbotStart", "emit", "enabled"]
+
+_HOMES = {
+    "EventError": "otel_tbot.errors",
+    "OtelTbotError": "otel_tbot.errors",
+    "Outcome": "otel_tbot.outcome",
+    "TbotStart": "otel_tbot.event",
+    "emit": "otel_tbot.sending",
+    "enabled": "otel_tbot.consent",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,119 @@
+"""What may leave: a `TbotStart` goes in, an anonymous OpenTelemetry record or span comes out.
+
+Nothing of the process around it is asked: no resource detector, no current span, no baggage, no global provider.
+Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; DESIGN of this package for the rest.
+"""
+
+import os
+from typing import Final
+
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.context import Context
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.sdk.version import __version__ as sdk_version
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from otel_tbot import __version__
+from otel_tbot.event import EVENT_NAME, TbotStart
+
+SCOPE: Final = InstrumentationScope("otel_tbot", __version__)
+
+_ANYWHERE: Final = {
+    "service.name": "tbot",
+    "telemetry.sdk.language": "python",
+    "telemetry.sdk.name": "opentelemetry",
+    "telemetry.sdk.version": sdk_version,
+}
+
+# Values of OpenTelemetry's registry; a system or processor outside it is left out.
+_OS_TYPES: Final = {"Linux": "linux", "Darwin": "darwin", "Windows": "windows", "FreeBSD": "freebsd"}
+_HOST_ARCHS: Final = {
+    "x86_64": "amd64",
+    "amd64": "amd64",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "armv6l": "arm32",
+    "armv7l": "arm32",
+    "i386": "x86",
+    "i686": "x86",
+    "ppc64": "ppc64",
+    "ppc64le": "ppc64",
+    "s390x": "s390x",
+}
+
+# An empty Context is falsy, and LogRecord would take the current one in its place.
+_NO_TRACE: Final = set_span_in_context(INVALID_SPAN, Context())
+
+
+def to_resource(*, is_local: bool) -> Resource:
+    """The whole resource of an event; with operating system and architecture only where tbot runs here (*is_local*).
+
+    `Resource(...)` adds nothing by itself, as `Resource.create` does. Asks the operating system for its own name.
+    """
+    return Resource({**_ANYWHERE, **(_describe_platform() if is_local else {})})
+
+
+def _describe_platform() -> dict[str, str]:
+    if hasattr(os, "uname"):
+        name, machine = os.uname().sysname, os.uname().machine
+    else:
+        name, machine = "Windows", os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    platform = {"os.type": _OS_TYPES.get(name), "host.arch": _HOST_ARCHS.get(machine.lower())}
+    return {key: value for key, value in platform.items() if value is not None}
+
+
+def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableLogRecord:
+    """*event* as a log record: event name and body `tbot.start`, severity INFO, both times, no trace context. Pure.
+
+    *time_ns*, in nanoseconds since the epoch by our own clock, is cut to the whole second.
+    """
+    seconds_ns = _to_whole_second(time_ns)
+    record = LogRecord(
+        timestamp=seconds_ns,
+        observed_timestamp=seconds_ns,
+        context=_NO_TRACE,
+        severity_number=SeverityNumber.INFO,
+        severity_text="INFO",
+        body=EVENT_NAME,
+        attributes=event.attributes(),
+        event_name=EVENT_NAME,
+    )
+    return ReadableLogRecord(log_record=record, resource=resource, instrumentation_scope=SCOPE)
+
+
+def to_span(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableSpan:
+    """*event* as a span: INTERNAL, a root with ids of its own, start = end, *time_ns* cut to the whole second.
+
+    The ids come from the operating system, since an application may have seeded Python's generator.
+    """
+    seconds_ns = _to_whole_second(time_ns)
+    return ReadableSpan(
+        name=EVENT_NAME,
+        context=SpanContext(
+            trace_id=_make_id(16), span_id=_make_id(8), is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+        ),
+        resource=resource,
+        attributes=event.attributes(),
+        kind=SpanKind.INTERNAL,
+        start_time=seconds_ns,
+        end_time=seconds_ns,
+        instrumentation_scope=SCOPE,
+    )
+
+
+def _to_whole_second(time_ns: int) -> int:
+    return time_ns - time_ns % 1_000_000_000
+
+
+def _make_id(size_bytes: int) -> int:
+    """A random number of *size_bytes* bytes, never the invalid id 0."""
+    return int.from_bytes(os.urandom(size_bytes), "big") or 1

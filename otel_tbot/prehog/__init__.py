@@ -1,0 +1,1 @@
+"""Generated code of tbot's protocol; `make proto` makes it."""

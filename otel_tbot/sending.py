@@ -1,0 +1,102 @@
+"""Sending on a deadline: a `TbotStart` goes in, its `Outcome` comes out, and nothing ever raises for delivery.
+
+Imports nothing of OpenTelemetry until consent was asked.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+from otel_tbot import settings
+from otel_tbot.consent import FROM_ENVIRONMENT, is_granted
+from otel_tbot.event import TbotStart
+from otel_tbot.outcome import Outcome
+
+logger = logging.getLogger("otel_tbot")
+
+
+def emit(event: TbotStart, *, deadline_seconds: float | None = None) -> Outcome:
+    """Sends *event* to the collector that this process's environment names, and says how that ended.
+
+    Waits *deadline_seconds* at most (default: OTEL_TBOT_TIMEOUT), whatever the other side does: imports, name
+    resolution, connection and answer all count. Uses neither the global providers nor the current context, and sets
+    neither. Off (see `otel_tbot.enabled`), it returns OFF at once.
+
+    Never raises for delivery. Writes one warning to the logger `otel_tbot` for each malformed setting.
+    """
+    if not is_granted(os.environ):
+        return Outcome.OFF
+    for fault in settings.find_faults(os.environ):
+        logger.warning(fault)
+    if deadline_seconds is None:
+        deadline_seconds = settings.TIMEOUT.resolve(os.environ) / 1000
+    return send(
+        event, origin=FROM_ENVIRONMENT, is_local=True, time_ns=time.time_ns(), deadline_seconds=deadline_seconds
+    )
+
+
+def send(
+    event: TbotStart,
+    *,
+    origin: str,
+    is_local: bool,
+    time_ns: int,
+    deadline_seconds: float,
+    environ: Mapping[str, str] = os.environ,
+) -> Outcome:
+    """Sends *event*, of *time_ns* by our own clock and with the consent of *origin*, within *deadline_seconds*.
+
+    *is_local* says that tbot runs on this machine, so that operating system and architecture may go with it.
+    """
+    if not settings.has_endpoint(environ):
+        return Outcome.UNREACHABLE
+    deadline = time.monotonic() + deadline_seconds
+    outcomes: list[Outcome] = []
+
+    def work() -> None:
+        try:
+            outcomes.append(
+                _send_now(event, environ, origin=origin, is_local=is_local, time_ns=time_ns, deadline=deadline)
+            )
+        except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the event did not leave
+            logger.warning("the event could not be sent: %s", type(error).__name__)
+            outcomes.append(Outcome.UNREACHABLE)
+
+    # Nothing in requests, grpc or the resolver keeps a deadline against a peer that will not have it. A daemon thread
+    # is what can be left behind.
+    worker = threading.Thread(target=work, name="otel-tbot", daemon=True)
+    worker.start()
+    worker.join(max(deadline - time.monotonic(), 0))
+    return outcomes[0] if outcomes else Outcome.TIMED_OUT
+
+
+def load(environ: Mapping[str, str]) -> None:
+    """Imports what `send` is going to need, so that it need not then. Raises nothing: `send` says what is missing."""
+    try:
+        from otel_tbot import anonymity, exporters  # noqa: F401  # for the import alone
+
+        signal = settings.SIGNAL.resolve(environ)
+        exporters.load_exporter(signal, settings.resolve_protocol(environ, signal))
+    except Exception as error:  # noqa: BLE001  # see above
+        logger.debug("OpenTelemetry could not be loaded: %s", type(error).__name__)
+
+
+def _send_now(
+    event: TbotStart, environ: Mapping[str, str], *, origin: str, is_local: bool, time_ns: int, deadline: float
+) -> Outcome:
+    from otel_tbot import anonymity, exporters
+
+    remaining_seconds = deadline - time.monotonic()
+    if remaining_seconds <= 0:
+        return Outcome.TIMED_OUT
+    to_otel = anonymity.to_span if settings.SIGNAL.resolve(environ) == "span" else anonymity.to_log_record
+    record = to_otel(event, time_ns=time_ns, resource=anonymity.to_resource(is_local=is_local))
+    sender = exporters.OtlpSender(environ, deadline_seconds=remaining_seconds)
+    try:
+        if not is_granted(environ, origin):
+            return Outcome.OFF
+        return sender.send([record])
+    finally:
+        sender.close()
