@@ -1,0 +1,3 @@
+"""Stands in the way of the real uvicorn."""
+
+raise RuntimeError("broken on purpose")

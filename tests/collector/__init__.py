@@ -1,0 +1,1 @@
+"""The tests against the real OpenTelemetry Collector."""

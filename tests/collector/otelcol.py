@@ -1,0 +1,95 @@
+"""The real OpenTelemetry Collector on free loopback ports, and what it wrote."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from tests.polling import poll_until
+
+_CONFIGURATION = """
+receivers:
+  otlp:
+    protocols:
+      http: {{endpoint: "127.0.0.1:{http_port}"}}
+      grpc: {{endpoint: "127.0.0.1:{grpc_port}"}}
+exporters:
+  file: {{path: "{path}", flush_interval: 10ms}}
+service:
+  telemetry: {{metrics: {{level: none}}}}
+  pipelines:
+    logs: {{receivers: [otlp], exporters: [file]}}
+    traces: {{receivers: [otlp], exporters: [file]}}
+"""
+
+
+class Collector:
+    """A collector that writes what it accepts to a file, one OTLP/JSON request a line."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        self._path = folder / "accepted.jsonl"
+
+    def __enter__(self) -> Self:
+        # A port found free may be taken by the time the collector binds it: then other ones are tried.
+        for _ in range(10):
+            self.ports = {"http/protobuf": find_free_port(), "grpc": find_free_port()}
+            if self._start():
+                return self
+        raise AssertionError(self._log())
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def environ(self, protocol: str, signal: str) -> dict[str, str]:
+        """The settings that send *signal* here over *protocol*."""
+        return {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.ports[protocol]}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_TBOT_SIGNAL": signal,
+        }
+
+    def requests(self) -> list[dict[str, Any]]:
+        """All that was accepted and written so far; the file is written line by line, the last may be unfinished."""
+        text = self._path.read_text() if self._path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def wait_for_session(self, session_id: str) -> None:
+        """Waits until the event of *session_id* is in the file; all that was accepted before it is there by then."""
+        poll_until(lambda: session_id in json.dumps(self.requests()), waiting_for=f"session {session_id} in the file")
+
+    def _start(self) -> bool:
+        configuration = _CONFIGURATION.format(
+            http_port=self.ports["http/protobuf"], grpc_port=self.ports["grpc"], path=self._path
+        )
+        (self._folder / "collector.yaml").write_text(configuration)
+        with (self._folder / "collector.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [self._program, "--config", self._folder / "collector.yaml"], stdout=log, stderr=log
+            )
+        poll_until(
+            lambda: "Everything is ready" in self._log() or self._process.poll() is not None,
+            waiting_for="the collector to be ready",
+        )
+        return self._process.poll() is None
+
+    def _log(self) -> str:
+        return (self._folder / "collector.log").read_text()
+
+
+def find_free_port() -> int:
+    """A loopback port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def to_values(attributes: list[dict[str, Any]]) -> Mapping[str, tuple[str, Any]]:
+    """OTLP/JSON attributes as key to (type, value); a key that occurs twice fails."""
+    values = {attribute["key"]: next(iter(attribute["value"].items())) for attribute in attributes}
+    if len(values) != len(attributes):
+        raise AssertionError(f"a key occurs twice: {[attribute['key'] for attribute in attributes]}")
+    return values

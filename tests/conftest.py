@@ -1,0 +1,52 @@
+"""What every test starts from: an environment without telemetry settings, and the programs that `make` built."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REQUIRED = os.environ.get("OTEL_TBOT_REQUIRE_COLLECTOR") == "1"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees what the machine has set."""
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "TELEPORT_", "_TBOT_")):
+            monkeypatch.delenv(name)
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skips with *reason*, which is a failure where everything has to run."""
+    if REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def reporter() -> str:
+    """The path of the reporter in Go, which stands for tbot."""
+    path = ROOT / "build" / "reporter"
+    if not path.exists():
+        skip_or_fail("the reporter was not built: `make reporter` needs Go")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def otelcol() -> str:
+    """The path of the OpenTelemetry Collector: OTELCOL, or what `make collector` built."""
+    path = Path(os.environ.get("OTELCOL") or ROOT / "build" / "collector" / "otelcol")
+    if not path.exists():
+        skip_or_fail("the OpenTelemetry Collector was not built: `make collector` needs Go, or set OTELCOL")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def strace() -> str:
+    """The path of strace."""
+    path = shutil.which("strace")
+    if path is None:
+        skip_or_fail("strace is not installed")
+    return str(path)

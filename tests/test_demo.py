@@ -1,0 +1,99 @@
+import os
+import re
+import sys
+
+import pytest
+
+from tests.launching import LAUNCHER, Launch
+
+DEMO = (LAUNCHER[0], "demo")
+KEYS = (
+    "tbot.run_mode", "tbot.version", "tbot.join_type", "tbot.destinations_other", "tbot.destinations_database",
+    "tbot.destinations_kubernetes", "tbot.destinations_application", "session.id", "service.name",
+    "telemetry.sdk.language", "telemetry.sdk.name", "telemetry.sdk.version", "os.type", "host.arch",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {
+            "TELEPORT_ANONYMOUS_TELEMETRY": "0",
+            "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": "http://127.0.0.1:9",
+            "OTEL_SDK_DISABLED": "true",
+            "OTEL_TBOT_SIGNAL": "span",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+            "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "grpc",
+        },
+    ],
+    ids=["plain", "with settings"],
+)
+def test_demo_shows_one_record_and_then_nothing(environ):
+    """Whatever is set on the machine, the first start brings one record and the second no request."""
+    launch = Launch({**os.environ, **environ})
+
+    finished = launch.run([], launcher=DEMO)
+    shown = finished.stdout
+
+    assert (0, "") == (finished.returncode, finished.stderr)
+    assert 1 == shown.count("The receiver got 1 request.")
+    assert 1 == shown.count("The receiver got no requests.")
+    assert shown.index("got 1 request.") < shown.index("got no requests.")
+    assert re.search(r"POST /v1/logs, [1-9][0-9]{2} bytes", shown)
+    assert "`tbot` is a stand-in" in shown
+    assert all(re.search(rf"^ +{re.escape(key)} +\S+$", shown, re.MULTILINE) for key in KEYS)
+    launch.wait_for_end()
+
+
+def test_demo_runs_the_command_that_it_is_given(reporter):
+    """A command after -- takes the stand-in's place."""
+    launch = Launch(dict(os.environ))
+
+    finished = launch.run(
+        ["--", reporter, "start", "--oneshot", "--version", "17.0.0", "--exit-code", "4"], launcher=DEMO
+    )
+
+    assert (0, "") == (finished.returncode, finished.stderr)
+    assert "stand-in" not in finished.stdout
+    assert re.search(r"^ +tbot\.version +17\.0\.0$", finished.stdout, re.MULTILINE)
+    assert 2 == finished.stdout.count("The command ended with status 4.")
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("command", [["true"], ["nonexistent-command"]])
+def test_demo_fails_when_the_command_reports_nothing(command):
+    """A command that is no tbot ends the demo with status 1 and a remedy."""
+    launch = Launch(dict(os.environ))
+
+    finished = launch.run(["--", *command], launcher=DEMO)
+
+    assert 1 == finished.returncode
+    assert finished.stderr.splitlines()[-1].startswith("otel-tbot: demo: expected one request and then none; ")
+    assert 2 == finished.stdout.count("The receiver got no requests.")
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({}, "telemetry is off"),
+        ({"TELEPORT_ANONYMOUS_TELEMETRY": "0"}, "telemetry is off"),
+        (
+            {"TELEPORT_ANONYMOUS_TELEMETRY": "1"},
+            "telemetry is on, but there is no address; tbot would report to Teleport",
+        ),
+        (
+            {"TELEPORT_ANONYMOUS_TELEMETRY": "1", "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": "http://127.0.0.1:0"},
+            "telemetry is on; the report was answered with unavailable: ",
+        ),
+    ],
+)
+def test_the_stand_in_never_reports_without_an_address(environ, line):
+    """Like tbot it reports only when opted in; unlike tbot it reports nowhere when no address is set."""
+    launch = Launch(environ)
+
+    finished = launch.run(["-m", "otel_tbot.stand_in", "start"], launcher=(sys.executable,))
+
+    assert (0, "") == (finished.returncode, finished.stderr)
+    assert finished.stdout.startswith(f"tbot (stand-in): {line}")

@@ -1,0 +1,568 @@
+import fcntl
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.launching import CONSENT, LAUNCHER, Launch
+from tests.polling import poll_until
+
+ADDRESS = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
+NOWHERE = "http://127.0.0.1:0"
+OFF_VALUES = (None, "", "0", " 1", "yes")
+
+BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+FULL = {
+    **BASIC,
+    "LANG": "de_DE.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TERM": "xterm",
+    "EMPTY": "",
+    "UMLAUT": "grün",
+    "MANY": "x" * 30_000,
+    "OTEL_RESOURCE_ATTRIBUTES": "host.name=canary",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+    "PYTHONWARNINGS": "ignore",
+}
+ENVIRONMENTS = {
+    "empty": {},
+    "full": FULL,
+    "C locale": {**BASIC, "LC_CTYPE": "C", "AFTER": "1"},
+    "all C": {**BASIC, "LC_ALL": "C"},
+    "C locale in another language": {**BASIC, "LANG": "de_DE.UTF-8", "LC_CTYPE": "C"},
+    "chosen UTF-8": {**BASIC, "LC_CTYPE": "C.UTF-8"},
+    "UTF-8 mode": {**BASIC, "PYTHONUTF8": "1"},
+}
+PROBES = {
+    "environment": ("env",),
+    "status": (
+        "grep",
+        "-E",
+        "^(Umask|Uid|Gid|Groups|Threads|Sig[PBIC]|Shd|Cap|NoNew|Seccomp|Cpus_allowed|Mems_allowed_list)",
+        "/proc/self/status",
+    ),
+    "descriptors": ("ls", "/proc/self/fd"),
+    "directory": ("readlink", "/proc/self/cwd"),
+    "arguments": ("cat", "/proc/self/cmdline", "/dev/null"),
+    "limits": ("cat", "/proc/self/limits"),
+    "memory killer": ("cat", "/proc/self/oom_score_adj"),
+    # State, parent, group, session, terminal; priority and niceness.
+    "session and priority": ("cut", "-d", " ", "-f", "3-7,18,19", "/proc/self/stat"),
+}
+
+
+def without_address(text: str) -> str:
+    """*text* without the address of a relay, which is the one thing that may differ."""
+    return re.sub(rf"{ADDRESS}=http://127\.0\.0\.1:[0-9]+/[0-9a-f]{{32}}\n", "", text)
+
+
+@pytest.mark.parametrize("consent", [None, "1"], ids=["off", "on"])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("probe", PROBES)
+def test_run_changes_nothing_of_the_process(probe, environment, consent, tmp_path):
+    """The command is in the same process state behind `run` as without it, whatever the environment."""
+    environ = ENVIRONMENTS[environment] | ({} if consent is None else CONSENT)
+    launch = Launch(environ, is_measured=False)
+    reader, writer = os.pipe()
+    options = {"cwd": tmp_path, "pass_fds": (reader, writer)}
+    command = [shutil.which(PROBES[probe][0]), *PROBES[probe][1:]]
+
+    direct = launch.run(command, launcher=(), **options)
+    behind = launch.run(command, **options)
+    launch.wait_for_end()
+    os.close(reader)
+    os.close(writer)
+
+    assert (direct.returncode, direct.stdout, direct.stderr) == (
+        behind.returncode,
+        without_address(behind.stdout),
+        behind.stderr,
+    )
+    assert direct.stdout
+    assert ((probe, consent) == ("environment", "1")) == (ADDRESS in behind.stdout)
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_run_takes_back_what_python_did_to_the_locale(environment, consent):
+    """Python's own LC_CTYPE reaches no command, and the caller's does, while coverage is watching, too."""
+    launch = Launch(ENVIRONMENTS[environment] | consent)
+
+    direct = launch.run(["/usr/bin/env"], launcher=())
+    behind = launch.run(["/usr/bin/env"])
+    launch.wait_for_end()
+
+    assert direct.stdout == without_address(behind.stdout)
+    assert "LC_CTYPE" in ENVIRONMENTS[environment] or "LC_CTYPE" not in behind.stdout
+
+
+def test_run_keeps_what_the_caller_set_for_the_process():
+    """Ignored and blocked signals, umask, priority and limits of the caller reach the command, relay or not."""
+
+    def prepare() -> None:
+        for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD])
+        os.umask(0o027)
+        os.nice(3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+
+    for consent in ({}, CONSENT):
+        launch = Launch(BASIC | consent, is_measured=False)
+        for probe in ("status", "limits", "session and priority"):
+            direct = launch.run(PROBES[probe], launcher=(), preexec_fn=prepare)
+            behind = launch.run(PROBES[probe], preexec_fn=prepare)
+
+            assert direct.stdout == behind.stdout
+            assert "" == behind.stderr
+        launch.wait_for_end()
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+def test_run_keeps_the_process_id_and_the_bytes_of_the_arguments(consent):
+    """The command has the process id that the launcher had, and its arguments byte for byte."""
+    launch = Launch(BASIC | consent, is_measured=False)
+    script = 'printf "%s\\n" "$$" "$0" "$@"'
+    arguments = [b"sh", b"-c", script.encode(), b"name", b"--", b"", b"a b", b"\xff\xfe", "ü".encode()]
+
+    process = launch.start(arguments, text=False)
+    out, _ = process.communicate()
+    launch.wait_for_end()
+
+    assert [str(process.pid).encode(), *arguments[3:], b""] == out.split(b"\n")
+
+
+@pytest.mark.parametrize("value", [b"\xff", "ü".encode(), b"a\nb", b"="])
+def test_run_keeps_the_bytes_of_the_environment(value):
+    """A variable that is no UTF-8 reaches the command as it was."""
+    launch = Launch(is_measured=False)
+    process = subprocess.run(
+        [*LAUNCHER, "/usr/bin/env", "-0"], env={b"NAME": value}, capture_output=True, check=False, timeout=60
+    )
+
+    assert b"NAME=" + value + b"\0" == process.stdout
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+def test_run_ends_with_the_exit_status_of_the_command(consent):
+    """Each exit status from 0 to 255 comes out the same, and no process is left."""
+    launch = Launch(BASIC | consent, is_measured=False)
+
+    def read_status(status: int) -> int:
+        return launch.run(["sh", "-c", f"exit {status}"]).returncode
+
+    with ThreadPoolExecutor(4) as threads:
+        statuses = list(threads.map(read_status, range(256)))
+
+    assert list(range(256)) == statuses
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGABRT"])
+def test_run_ends_by_the_signal_that_ends_the_command(name, consent):
+    """A signal to the process ends the command as it would without `run`, and no process is left."""
+    launch = Launch(BASIC | consent)
+    process = launch.start(["sh", "-c", "ulimit -c 0; echo ready; exec cat"])
+
+    assert "ready\n" == process.stdout.readline()
+    process.send_signal(signal.Signals[name])
+    _, err = process.communicate()
+
+    assert (-signal.Signals[name], "") == (process.returncode, err)
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+def test_an_interrupt_before_the_command_began_ends_it_without_a_word(consent):
+    """SIGINT ends the launcher as it would end the command: at its birth, and from its first own line on."""
+    launch = Launch(BASIC | consent, is_measured=False)
+    at_birth = launch.start(["sleep", "60"])
+    at_birth.send_signal(signal.SIGINT)
+    later = [launch.start(["sleep", "60"]) for _ in range(20)]
+    for process in later:
+        # Python's own handler is in place for the time of its start; nothing can be done about that from within.
+        poll_until(lambda pid=process.pid: has_begun(pid), waiting_for="the launcher's first line")
+        process.send_signal(signal.SIGINT)
+
+    for process in (at_birth, *later):
+        _, err = process.communicate()
+        assert (-signal.SIGINT, "") == (process.returncode, err)
+    launch.wait_for_end()
+
+
+def has_begun(pid: int) -> bool:
+    """Whether the process has opened a module of ours and does not catch SIGINT any more."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE).group(1), 16)
+    ignored = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE).group(1), 16)
+    # Python ignores SIGPIPE right before it catches SIGINT; the command has SIGPIPE at its default again.
+    is_python = ignored >> (signal.SIGPIPE - 1) & 1
+    is_command = "sleep" in status.partition("\n")[0]
+    return bool(is_command or (is_python and not caught >> (signal.SIGINT - 1) & 1))
+
+
+def test_the_relay_holds_nothing_of_the_caller(tmp_path):
+    """Pipes and locks of the caller are free when the command ends, though the relay is still there."""
+    launch = Launch(BASIC | CONSENT)
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    process = launch.start(["cat"], pass_fds=(lock,), cwd=tmp_path)
+    os.close(lock)
+    relay = launch.wait_for_relay()
+    os.kill(relay, signal.SIGSTOP)
+
+    out, err = process.communicate("through\n")
+    lock = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock)
+
+    assert (0, "through\n", "") == (process.returncode, out, err)
+    assert [relay] == launch.relays()
+    os.kill(relay, signal.SIGCONT)
+    launch.wait_for_end()
+
+
+def test_the_relay_leaves_the_directory_and_keeps_the_secret_out_of_its_arguments(tmp_path):
+    """The relay is in `/`, in a session of its own, and its arguments, which all users can read, hold no path."""
+    launch = Launch(BASIC | CONSENT)
+    process = launch.start(["sh", "-c", f"echo ${ADDRESS}; exec cat"], cwd=tmp_path)
+    secret = process.stdout.readline().strip().rpartition("/")[2]
+    relay = launch.wait_for_relay()
+
+    poll_until(lambda: os.readlink(f"/proc/{relay}/cwd") == "/", waiting_for="the relay in /")
+    assert relay != os.getsid(process.pid)
+    assert os.getsid(relay) != os.getsid(process.pid)
+    assert re.fullmatch("[0-9a-f]{32}", secret)
+    assert secret.encode() not in Path(f"/proc/{relay}/cmdline").read_bytes()
+    process.communicate()
+    launch.wait_for_end()
+
+
+def test_the_relay_is_not_the_command_s_child():
+    """The command sees no child that it did not start itself: its own wait for all children returns at once."""
+    launch = Launch(BASIC | CONSENT)
+    process = launch.start(["sh", "-c", "echo ready; exec cat"])
+    relay = launch.wait_for_relay()
+
+    assert "ready\n" == process.stdout.readline()
+    assert not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    assert process.pid != int(Path(f"/proc/{relay}/stat").read_text().rpartition(")")[2].split()[1])
+    process.communicate()
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize(
+    ("name", "mode", "content", "status"),
+    [
+        ("missing", None, "", 127),
+        ("missing/below", None, "", 127),
+        ("plain", 0o644, "#!/bin/sh\n", 126),
+        ("unknown format", 0o755, "no format", 126),
+        ("no interpreter", 0o755, "#!/nonexistent/sh\n", 127),
+        (".", None, "", 126),
+    ],
+)
+def test_a_command_that_cannot_be_executed_is_one_line(name, mode, content, status, consent, tmp_path):
+    """127 for what is not found and 126 for what cannot be executed, one line without the name, no relay left."""
+    path = tmp_path / name
+    if mode is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    launch = Launch(BASIC | consent)
+
+    finished = launch.run([str(path)])
+
+    assert (status, "") == (finished.returncode, finished.stdout)
+    assert finished.stderr.startswith("otel-tbot: run: the command ")
+    assert 1 == finished.stderr.count("\n")
+    assert str(tmp_path) not in finished.stderr
+    launch.wait_for_end()
+
+
+def test_a_command_without_a_name_is_one_line():
+    """An empty name is not found."""
+    finished = Launch(BASIC).run([""])
+
+    assert (127, "") == (finished.returncode, finished.stdout)
+    assert "otel-tbot: run: the command was not found; check its name and PATH\n" == finished.stderr
+
+
+@pytest.mark.parametrize("path", [None, "", "relative", "/usr/bin:/bin"])
+def test_run_finds_the_command_as_a_shell_would(path, tmp_path):
+    """A name without a slash is looked up in PATH."""
+    directory = tmp_path / "relative"
+    directory.mkdir()
+    environ = {} if path is None else {"PATH": path}
+    (directory / "mine").write_text("#!/bin/sh\necho mine\n")
+    (directory / "mine").chmod(stat.S_IRWXU)
+
+    finished = Launch(environ, is_measured=False).run(["mine"], cwd=tmp_path)
+
+    assert ((0, "mine\n") if path == "relative" else (127, "")) == (finished.returncode, finished.stdout)
+
+
+@pytest.mark.parametrize("value", [*OFF_VALUES, "1"])
+def test_off_opens_no_socket_no_process_and_nothing_of_opentelemetry(value, strace, tmp_path):
+    """Until the command is executed, only a granted consent makes a socket or a process; OpenTelemetry is never read.
+
+    What a start of the interpreter alone does is in the trace too: files, but no socket where HOME is set.
+    """
+    environ = BASIC if value is None else {**BASIC, "TELEPORT_ANONYMOUS_TELEMETRY": value}
+    launch = Launch(environ, is_measured=False)
+    trace = tmp_path / "trace"
+    # Without -f: what the launcher's own process does until it becomes the command.
+    finished = launch.run(["true"], launcher=(strace, "-o", trace, *LAUNCHER))
+    launch.wait_for_end()
+    calls = trace.read_text().splitlines()
+    command = next(i for i, call in enumerate(calls) if re.match(r'execve\("[^"]*/true"', call))
+    before = calls[:command]
+
+    is_on = value == "1"
+    assert (0, "", "") == (finished.returncode, finished.stdout, finished.stderr)
+    assert is_on == any(re.match(r"(socket|bind|listen)\(", call) for call in before)
+    assert is_on == any(re.match(r"(fork|vfork|clone3?|pidfd_open)\(", call) for call in before)
+    assert not [call for call in before if "opentelemetry" in call]
+    assert not [call for call in before if re.match(r"(connect|sendto|sendmsg)\(", call)]
+
+
+@pytest.mark.parametrize("value", [*OFF_VALUES, "1"])
+def test_off_imports_only_the_launcher(value):
+    """Off, the launcher loads four modules of ours and none of anybody else's."""
+    environ = BASIC if value is None else {**BASIC, "TELEPORT_ANONYMOUS_TELEMETRY": value}
+    launch = Launch(environ, is_measured=False)
+    launcher = (sys.executable, "-P", "-X", "importtime", "-m", "otel_tbot", "run", "--")
+    bare = launch.run([], launcher=(sys.executable, "-P", "-X", "importtime", "-c", "import runpy"))
+
+    finished = launch.run(["true"], launcher=launcher)
+    launch.wait_for_end()
+
+    def modules(text: str) -> set[str]:
+        return {line.rpartition("|")[2].strip() for line in text.splitlines() if line.startswith("import time:")}
+
+    ours = {"otel_tbot", "otel_tbot.consent", "otel_tbot.launcher"}
+    on = {"otel_tbot.settings", "_socket"} if value == "1" else set()
+    assert ours | on == modules(finished.stderr) - modules(bare.stderr) - {"importlib", "importlib.machinery"}
+
+
+@pytest.mark.parametrize(
+    "environ", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_SDK_DISABLED": "TRUE", ADDRESS: ""}], ids=["plain", "no address"]
+)
+def test_a_disabled_sdk_leaves_the_report_nowhere_to_go(environ):
+    """tbot's own variable is on, so tbot will report: to an address where nothing can answer, without a word."""
+    launch = Launch(BASIC | CONSENT | environ)
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
+
+    assert (0, NOWHERE + "\n", "") == (finished.returncode, finished.stdout, finished.stderr)
+    assert not launch.relays()
+
+
+def test_an_address_that_is_set_is_left_alone():
+    """An address is somebody's choice, such as a bridge: it stays, one line says so, and there is no relay."""
+    launch = Launch(BASIC | CONSENT | {ADDRESS: "http://127.0.0.1:1/canary"})
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
+
+    assert (0, "http://127.0.0.1:1/canary\n") == (finished.returncode, finished.stdout)
+    assert f"otel-tbot: run: {ADDRESS} is set and left alone: the report goes there\n" == finished.stderr
+    assert not launch.relays()
+
+
+@pytest.mark.parametrize("environ", [{"OTEL_SDK_DISABLED": "true"}, {"TELEPORT_ANONYMOUS_TELEMETRY": "0"}])
+def test_an_address_that_is_set_is_no_matter_when_off(environ):
+    """Off, an address is left alone without a word."""
+    launch = Launch(BASIC | CONSENT | {ADDRESS: "http://127.0.0.1:1/"} | environ)
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
+
+    assert (0, "http://127.0.0.1:1/\n", "") == (finished.returncode, finished.stdout, finished.stderr)
+
+
+def test_without_the_relay_extra_the_command_runs_and_reports_nowhere():
+    """The line says which extra is missing; the report goes to an address where nothing can answer."""
+    launch = Launch(BASIC | CONSENT)
+    without = f"sys.path = [{str(ROOT)!r}] + [entry for entry in sys.path if 'site-packages' not in entry]"
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=launcher_after(without))
+
+    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert (
+        "otel-tbot: run: no relay (it needs the extra `relay`: pip install 'otel-tbot[relay]'); the event is not sent\n"
+        == finished.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("sys.executable = ''", "the Python interpreter does not know its own path"),
+        ("sys.modules['_socket'] = None", "ModuleNotFoundError"),
+        ("import os; os.urandom = None", "TypeError"),
+    ],
+)
+def test_an_interpreter_with_a_fault_executes_the_command_all_the_same(fault, reason):
+    """Whatever goes wrong before exec is one line; tbot starts, and its report goes nowhere."""
+    launch = Launch(BASIC | CONSENT)
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=launcher_after(fault))
+
+    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert f"otel-tbot: run: no relay ({reason}); the event is not sent\n" == finished.stderr
+    launch.wait_for_end()
+
+
+def launcher_after(statement: str) -> tuple[str, ...]:
+    """The launcher in an interpreter that has run *statement* before."""
+    script = f"import sys; {statement}; from otel_tbot.__main__ import main; main()"
+    return (sys.executable, "-P", "-c", script, "run", "--")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("socket:error=EMFILE", "Too many open files"),
+        ("bind:error=EADDRINUSE", "Address already in use"),
+        ("listen:error=EACCES", "Permission denied"),
+        ("clone,clone3,fork,vfork:error=EAGAIN", "Resource temporarily unavailable"),
+        ("setsid:error=EPERM", "it could not be started"),
+    ],
+)
+def test_where_no_relay_can_be_had_the_command_runs_and_reports_nowhere(fault, reason, strace):
+    """No port, no descriptor, no process: tbot starts, one line says why, and the report goes nowhere."""
+    launch = Launch(BASIC | CONSENT)
+    command = ["sh", "-c", f"exec echo ${ADDRESS}"]
+
+    injected = (strace, "-f", "-o", "/dev/null", "-e", f"inject={fault}:when=1", *LAUNCHER)
+    finished = launch.run(command, launcher=injected)
+
+    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert f"otel-tbot: run: no relay ({reason}); the event is not sent\n" == finished.stderr
+    launch.wait_for_end()
+
+
+def test_without_pidfd_the_relay_is_there_all_the_same(strace):
+    """A kernel or sandbox without pidfd_open costs the relay's knowledge of the command's end, not the event."""
+    launch = Launch(BASIC | CONSENT)
+    injected = (strace, "-o", "/dev/null", "-e", "inject=pidfd_open:error=ENOSYS", *LAUNCHER)
+
+    finished = launch.run(["sh", "-c", f"exec echo ${ADDRESS}"], launcher=injected)
+    relay = launch.wait_for_relay()
+
+    assert (0, "") == (finished.returncode, finished.stderr)
+    assert finished.stdout != NOWHERE + "\n"
+    assert b"\0pid\0" in Path(f"/proc/{relay}/cmdline").read_bytes()
+    os.kill(relay, signal.SIGKILL)
+    launch.wait_for_end()
+
+
+def test_few_descriptors_keep_no_command_from_starting():
+    """At whatever limit the interpreter itself can start, tbot starts, and its report goes to loopback."""
+    for limit in range(6, 24, 2):
+        launch = Launch(BASIC | CONSENT, is_measured=False)
+
+        def prepare(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+        finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], preexec_fn=prepare)
+        launch.wait_for_end()
+
+        assert 0 == finished.returncode
+        assert finished.stdout.startswith("http://127.0.0.1:")
+        assert finished.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        (
+            {"OTEL_TBOT_TIMEOUT": "canary"},
+            "OTEL_TBOT_TIMEOUT: must be a whole number of milliseconds from 1 to 999999; using 1000",
+        ),
+        (
+            {"OTEL_TBOT_SIGNAL": "canary", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+            "OTEL_TBOT_SIGNAL: must be log or span; using log; OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf or "
+            "grpc; using http/protobuf, or grpc where the endpoint's port is 4317",
+        ),
+    ],
+)
+def test_malformed_settings_are_one_line_and_the_relay_is_there(environ, line):
+    """A malformed setting is said once, without its value, and its default is used."""
+    launch = Launch(BASIC | CONSENT | environ)
+    process = launch.start(["sh", "-c", f"echo ${ADDRESS}; exec cat"])
+
+    assert NOWHERE != process.stdout.readline().strip()
+    launch.wait_for_relay()
+    _, err = process.communicate()
+
+    assert (0, f"otel-tbot: run: {line}\n") == (process.returncode, err)
+    launch.wait_for_end()
+
+
+def test_a_malformed_endpoint_leaves_the_report_nowhere_to_go():
+    """An endpoint that is no URL is no endpoint: the default is somebody else's collector."""
+    launch = Launch(BASIC | CONSENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": "canary canary"})
+
+    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
+
+    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert 1 == finished.stderr.count("\n")
+    assert finished.stderr.startswith("otel-tbot: run: OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or https:// URL")
+    assert "canary" not in finished.stderr
+    assert not launch.relays()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_descriptors_are_no_matter(closed):
+    """A caller that closed standard descriptors gets its command, and the relay does not take their numbers."""
+    launch = Launch(BASIC | CONSENT, is_measured=False)
+    closing = "".join(f" {fd}>&-" for fd in closed)
+
+    finished = launch.run(["-c", f'exec "$@" {closing}', "sh", *LAUNCHER, "sh", "-c", "exit 7"], launcher=("/bin/sh",))
+
+    assert 7 == finished.returncode
+    launch.wait_for_end()
+
+
+def test_a_closed_stderr_is_no_matter():
+    """Where nobody can read the line, tbot starts all the same."""
+    launch = Launch(BASIC | CONSENT | {"OTEL_TBOT_TIMEOUT": "canary"})
+
+    finished = launch.run(["sh", "-c", "exit 7"], preexec_fn=lambda: os.close(2))
+
+    assert 7 == finished.returncode
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_relay_goes_when_the_command_is_gone(number):
+    """A command that ends without a report, however it ends, takes the relay with it."""
+    launch = Launch(BASIC | CONSENT)
+    process = launch.start(["cat"])
+    launch.wait_for_relay()
+
+    process.send_signal(number)
+    process.communicate()
+
+    launch.wait_for_end()
+
+
+def test_run_works_as_a_module_and_without_the_dashes():
+    """`python -m otel_tbot run COMMAND` is the same, and what follows the command is the command's."""
+    launch = Launch(BASIC)
+
+    launcher = (sys.executable, "-P", "-m", "otel_tbot", "run")
+    finished = launch.run(["echo", "--help", "--"], launcher=launcher)
+
+    assert (0, "--help --\n", "") == (finished.returncode, finished.stdout, finished.stderr)
