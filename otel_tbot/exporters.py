@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from google.protobuf.json_format import MessageToDict
@@ -88,7 +88,8 @@ class OtlpSender:
         # Without this, instrumented requests or grpc would send the application's trace and baggage along.
         token = attach(Context({_SUPPRESS_INSTRUMENTATION_KEY: True, _SUPPRESS_HTTP_INSTRUMENTATION_KEY: True}))
         try:
-            with _quiet_sdk():
+            # The SDK catches our exception since 1.44; until then it comes back to us.
+            with _quiet_sdk(), suppress(NotAcceptedError):
                 self._exporter.export(batch)  # type: ignore[arg-type]  # the signal decides which of the two it is
         finally:
             detach(token)
@@ -119,7 +120,7 @@ class _HttpAnswers:
 
         class AcceptanceSession(requests.Session):
             def request(self, *arguments: object, **named: object) -> "requests.Response":
-                named["stream"] = True
+                named |= {"stream": True, "allow_redirects": False}
                 try:
                     with super().request(*arguments, **named) as response:  # type: ignore[arg-type]  # passed through
                         answers.outcome = answers.judge(response)
