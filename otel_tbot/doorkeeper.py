@@ -71,8 +71,8 @@ def _settle() -> None:
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
-    except OSError:
-        pass  # no Linux, or not allowed: a wish, no need
+    except OSError:  # pragma: no cover  # no Linux, or not allowed
+        pass  # a wish, no need
 
 
 def _watch_command(door: "Door", watch: str, command_pid: int) -> None:
@@ -165,7 +165,7 @@ class Door:
     def _wake(self) -> None:
         try:
             os.write(self._wake_writer, b".")
-        except BlockingIOError:
+        except BlockingIOError:  # pragma: no cover  # the pipe is full: nothing has read from it for long
             pass  # it is being woken
 
     def _is_over(self) -> bool:

@@ -122,14 +122,17 @@ class _Relay:
     def _note_sent(self, sent: asyncio.Future[Outcome]) -> None:
         sent.exception()  # asked, so that none is reported as never retrieved; the waiting request reports it
         self._is_sent = True
+        self._leave_if_done()
         self._door.release()
-        if self._reporter is not None and self._reporter.is_over:
-            os._exit(0)
 
-    def note_end(self, connection: "_Connection") -> None:
-        """Leaves when the report was sent and *connection*, which brought it, has its answer."""
+    def note_end(self) -> None:
+        """Takes note that a connection is over."""
+        self._leave_if_done()
         self._door.release()
-        if connection is self._reporter and self._is_sent:
+
+    def _leave_if_done(self) -> None:
+        """Ends the process when the report was sent and its connection has the answer, whoever else is connected."""
+        if self._is_sent and self._reporter is not None and self._reporter.is_over:
             os._exit(0)
 
 
@@ -158,13 +161,11 @@ class _Connection(H11Protocol):
             self._timer.cancel()
         super().connection_lost(exc)
         self.is_over = True
-        self._relay.note_end(self)
+        self._relay.note_end()
 
     def _give_up(self) -> None:
         has_begun = self.cycle is not None and self.cycle.response_started  # type: ignore[redundant-expr]  # is None at first
         if not has_begun and not self.transport.is_closing():
             self.transport.write(REFUSAL)
-            self.transport.close()
-            self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
-        else:
-            self.transport.abort()
+        self.transport.close()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
