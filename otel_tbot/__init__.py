@@ -7,23 +7,42 @@ TYPE_CHECKING = False  # type checkers take it as true; importing typing would d
 if TYPE_CHECKING:
     from otel_tbot.consent import enabled as enabled
     from otel_tbot.errors import EventError as EventError
+    from otel_tbot.errors import ExporterError as ExporterError
     from otel_tbot.errors import OtelTbotError as OtelTbotError
+    from otel_tbot.errors import TbotConfigError as TbotConfigError
     from otel_tbot.event import TbotStart as TbotStart
+    from otel_tbot.exporters import TbotLogRecordExporter as TbotLogRecordExporter
+    from otel_tbot.exporters import TbotSpanExporter as TbotSpanExporter
     from otel_tbot.outcome import Outcome as Outcome
     from otel_tbot.sending import emit as emit
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["EventError", "OtelTbotError", "Outcome", "TbotStart", "emit", "enabled"]
-
 _HOMES = {
     "EventError": "otel_tbot.errors",
+    "ExporterError": "otel_tbot.errors",
     "OtelTbotError": "otel_tbot.errors",
     "Outcome": "otel_tbot.outcome",
+    "TbotConfigError": "otel_tbot.errors",
+    "TbotLogRecordExporter": "otel_tbot.exporters",
+    "TbotSpanExporter": "otel_tbot.exporters",
     "TbotStart": "otel_tbot.event",
     "emit": "otel_tbot.sending",
     "enabled": "otel_tbot.consent",
 }
+
+__all__ = [
+    "EventError",
+    "ExporterError",
+    "OtelTbotError",
+    "Outcome",
+    "TbotConfigError",
+    "TbotLogRecordExporter",
+    "TbotSpanExporter",
+    "TbotStart",
+    "emit",
+    "enabled",
+]
 
 
 def __getattr__(name: str) -> object:

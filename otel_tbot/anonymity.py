@@ -5,6 +5,7 @@ Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; D
 """
 
 import os
+import time
 from typing import Final
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -50,6 +51,8 @@ _HOST_ARCHS: Final = {
     "s390x": "s390x",
 }
 
+_MAX_TIME_NS: Final = 2**63 - 1
+
 # An empty Context is falsy, and LogRecord would take the current one in its place.
 _NO_TRACE: Final = set_span_in_context(INVALID_SPAN, Context())
 
@@ -69,6 +72,27 @@ def _describe_platform() -> dict[str, str]:
         name, machine = "Windows", os.environ.get("PROCESSOR_ARCHITECTURE", "")
     platform = {"os.type": _OS_TYPES.get(name), "host.arch": _HOST_ARCHS.get(machine.lower())}
     return {key: value for key, value in platform.items() if value is not None}
+
+
+def find_event(record: ReadableLogRecord | ReadableSpan) -> tuple[TbotStart, int] | None:
+    """The event that a finished *record* of somebody's pipeline tells of, and its time; None where it is another. Pure.
+
+    Whatever else is on it, its resource, scope, context, body and other attributes included, is left behind. A time
+    that is none, or beyond what OTLP carries, becomes that of now.
+
+    Raises:
+        EventError: it is named `tbot.start`, but its attributes break a rule.
+    """
+    if isinstance(record, ReadableSpan):
+        name, attributes, times = record.name, record.attributes, [record.start_time]
+    else:
+        log = record.log_record
+        name, attributes, times = log.event_name or "", log.attributes, [log.timestamp, log.observed_timestamp]
+    if name != EVENT_NAME:
+        return None
+    event = TbotStart.from_attributes(attributes or {})
+    known = [time_ns for time_ns in times if time_ns and 0 < time_ns <= _MAX_TIME_NS]
+    return event, known[0] if known else time.time_ns()
 
 
 def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableLogRecord:

@@ -111,7 +111,7 @@ def _run(command: Sequence[str], endpoint: str, *, consent: str | None) -> int:
 
 
 def _show(request: _Request) -> None:
-    from otel_tbot.exporters import parse_log_request
+    from otel_tbot.otlp import parse_log_request
 
     (resource_logs,) = parse_log_request(request.body)["resourceLogs"]
     (scope_logs,) = resource_logs["scopeLogs"]

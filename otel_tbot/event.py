@@ -6,6 +6,7 @@ Source: Teleport, "Telemetry" page for tbot; tbot's protocol (prehog.v1alpha).
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
@@ -228,6 +229,16 @@ class TbotStart:
             ("session_id", self.session_id.lower()),
         ):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, object]) -> "TbotStart":
+        """The event that *attributes*, with the keys of ATTRIBUTES, tell of; other keys are left behind. Pure.
+
+        Raises:
+            EventError: as for the fields themselves; `run_mode` is the one that must be there.
+        """
+        fields = {a.field: attributes[a.key] for a in ATTRIBUTES if a.key in attributes}
+        return cls(**{"run_mode": "", **fields})  # type: ignore[arg-type]  # checked as all values are
 
     def attributes(self) -> dict[str, str | int]:
         """The event's OpenTelemetry attributes, in the order of ATTRIBUTES, unknown ones left out. Pure."""

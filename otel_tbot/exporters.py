@@ -1,325 +1,406 @@
-"""The way out: anonymous records or spans go in, an `Outcome` comes out.
+"""OpenTelemetry's plug-ins: what a pipeline exports goes in, `tbot.start` alone comes out, made anew.
 
-Around OpenTelemetry's own OTLP exporters, so that success means the collector's acceptance: those report success for
-a redirect, for a web page with status 200 and for a request of which everything was rejected.
-Source: OTLP specification 1.x, "OTLP/HTTP Response", "OTLP/gRPC Response", "Partial Success".
+Registered as `tbot` in opentelemetry_logs_exporter and opentelemetry_traces_exporter, so that OTEL_LOGS_EXPORTER=tbot
+and declarative configuration find them.
+Source: OpenTelemetry specification, Logs SDK and Trace SDK ("Exporter"), Configuration ("otlp_http", "otlp_grpc").
 """
 
 import logging
+import os
+import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypedDict, Unpack
+from urllib.parse import quote
 
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.context import (
-    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
-    _SUPPRESS_INSTRUMENTATION_KEY,
-    Context,
-    attach,
-    detach,
-)
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry import trace
+from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk._logs import ReadableLogRecord
-from opentelemetry.sdk._logs.export import LogRecordExporter
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_tbot import settings
+from otel_tbot import anonymity, settings
+from otel_tbot.consent import is_granted
+from otel_tbot.deadline import run_within
+from otel_tbot.errors import EventError, ExporterError
+from otel_tbot.otlp import OtlpSender, no_context
 from otel_tbot.outcome import Outcome
 
-if TYPE_CHECKING:
-    import grpc
-    import requests
+Record = ReadableLogRecord | ReadableSpan
+Headers = Mapping[str, str] | Sequence[Mapping[str, str | None]]
 
-Signal = Literal["log", "span"]
-Response = ExportLogsServiceResponse | ExportTraceServiceResponse
+CONFIG_FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
+FLUSH_TIMEOUT_MS: Final = 30_000
 
-_RESPONSES: Final[dict[str, type[Response]]] = {"log": ExportLogsServiceResponse, "span": ExportTraceServiceResponse}
-_MAX_RESPONSE_BYTES: Final = 64 * 1024
-
-# Where the SDK's exporters write of failures, in part with the values of variables. The outcome says what there is to
-# say, so they are silent in the thread that exports for us, and only there.
-_SDK_LOGGERS: Final = (
-    "opentelemetry.util.re",
-    "opentelemetry.attributes",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-)
+_SELECTION_VARIABLES: Final = {"log": "OTEL_LOGS_EXPORTER", "span": "OTEL_TRACES_EXPORTER"}
+_TLS_SETTINGS: Final = {
+    "ca_file": settings.CERTIFICATE,
+    "key_file": settings.CLIENT_KEY,
+    "cert_file": settings.CLIENT_CERTIFICATE,
+    "insecure": settings.INSECURE,
+}
+_MAX_TIMEOUT_MS: Final = settings.MAX_EXPORT_TIMEOUT_SECONDS * 1000
+_TIMEOUT_RULE: Final = f"a whole number of milliseconds from 0 to {_MAX_TIMEOUT_MS}"
+_FIRST_BACKOFF_SECONDS: Final = 1.0
 
 logger = logging.getLogger("otel_tbot")
 
 
-class NotAcceptedError(Exception):
-    """Ends an export whose answer is no acceptance; of no class that the SDK's exporters would retry."""
+class OtlpArguments(TypedDict, total=False):
+    """Where and how an exporter sends over OTLP, by the keys of declarative configuration's own OTLP exporters.
 
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.value)
-        self.outcome = outcome
+    `protocol` is http/protobuf or grpc; `endpoint` for http/protobuf the whole URL; `headers` a mapping, or a list of
+    name and value; `headers_list` is "name=value,…"; `timeout` is in milliseconds, tries included (0: ten minutes);
+    `tls` has ca_file, key_file, cert_file, insecure; `encoding` is protobuf.
 
-
-class OtlpSender:
-    """One OTLP exporter of the SDK, configured by *environ*, that says what the collector really did.
-
-    Sends each batch once: tbot gets its answer at once, and a second try could make two events of one.
-    Raises what the SDK raises where it cannot be built (a certificate file that is none, say).
+    What is not given comes from OTEL_EXPORTER_OTLP_*, but not where OTEL_CONFIG_FILE is set, whose file stands for all
+    variables.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, deadline_seconds: float) -> None:
-        self._signal: Signal = settings.SIGNAL.resolve(environ)
-        self._deadline_seconds = deadline_seconds
-        endpoint = settings.resolve_endpoint(environ, self._signal)
-        self._answers: _HttpAnswers | _GrpcAnswers
-        with _quiet_sdk():
-            if settings.resolve_protocol(environ, self._signal) == "grpc":
-                self._exporter, self._answers = _build_grpc(self._signal, endpoint, environ, deadline_seconds)
-            else:
-                self._exporter, self._answers = _build_http(self._signal, endpoint, environ, deadline_seconds)
-
-    def send(self, batch: Sequence[ReadableLogRecord | ReadableSpan]) -> Outcome:
-        """Sends *batch* and waits for its answer; bounded by *deadline_seconds* for a peer that is merely slow.
-
-        A peer that is hostile, or a resolver that hangs, can take longer: whoever must not wait asks from a thread.
-        """
-        self._answers.begin(self._exporter, time.monotonic() + self._deadline_seconds)
-        # Without this, instrumented requests or grpc would send the application's trace and baggage along.
-        token = attach(Context({_SUPPRESS_INSTRUMENTATION_KEY: True, _SUPPRESS_HTTP_INSTRUMENTATION_KEY: True}))
-        try:
-            # The SDK catches our exception since 1.44; until then it comes back to us.
-            with _quiet_sdk(), suppress(NotAcceptedError):
-                self._exporter.export(batch)  # type: ignore[arg-type]  # the signal decides which of the two it is
-        finally:
-            detach(token)
-        return self._answers.outcome
-
-    def close(self) -> None:
-        """Gives up the connection."""
-        with _quiet_sdk():
-            self._exporter.shutdown()
+    protocol: str | None
+    endpoint: str | None
+    headers: Headers | None
+    headers_list: str | None
+    timeout: int | None
+    compression: str | None
+    tls: Mapping[str, object] | None
+    encoding: str | None
 
 
-class _HttpAnswers:
-    """The transport under the SDK's OTLP/HTTP exporter: passes on acceptances, and ends all else."""
+class TbotLogRecordExporter(LogRecordExporter):
+    """Exports `tbot.start` log records, anonymous, and drops all others.
 
-    def __init__(self, response_type: type[Response]) -> None:
-        self._response_type = response_type
-        self.begin(None, 0.0)
+    Around *exporter*, or, without one, over OTLP of its own by `OtlpArguments`. Telemetry off, no exporter is made, and
+    one that is given gets nothing; what was off at the start stays off.
 
-    def begin(self, _exporter: object, deadline: float) -> None:
-        self._deadline = deadline
-        self.outcome = Outcome.UNREACHABLE
+    Raises:
+        ExporterError: naming every argument that breaks its rule.
+    """
 
-    def build_session(self) -> "requests.Session":
-        import requests
-        from requests.cookies import RequestsCookieJar
+    def __init__(self, exporter: LogRecordExporter | None = None, **arguments: Unpack[OtlpArguments]) -> None:
+        self._gate = _Gate("log", self, exporter, arguments)
 
-        answers = self
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        """SUCCESS where every event in *batch* was accepted, or there was none; never raises."""
+        return LogRecordExportResult.SUCCESS if self._gate.export(batch) else LogRecordExportResult.FAILURE
 
-        class AcceptanceSession(requests.Session):
-            def request(self, *arguments: object, **named: object) -> "requests.Response":
-                named |= {"stream": True, "allow_redirects": False}
-                try:
-                    with super().request(*arguments, **named) as response:  # type: ignore[arg-type]  # passed through
-                        answers.outcome = answers.judge(response)
-                except requests.Timeout:
-                    answers.outcome = Outcome.TIMED_OUT
-                except (requests.RequestException, OSError):
-                    answers.outcome = Outcome.UNREACHABLE
-                if answers.outcome is not Outcome.ACCEPTED:
-                    raise NotAcceptedError(answers.outcome)
-                return response
+    def force_flush(self, timeout_millis: int = FLUSH_TIMEOUT_MS) -> bool:
+        """Waits until no export is under way, *timeout_millis* at most; whether that came about."""
+        return self._gate.force_flush(timeout_millis)
 
-        class NoCookies(RequestsCookieJar):
-            def extract_cookies(self, *_arguments: object) -> None:
-                """Keeps nothing: a cookie would link one event to the next."""
+    def shutdown(self, timeout_millis: float = FLUSH_TIMEOUT_MS) -> None:
+        """Ends an export that waits to try again, waits for others *timeout_millis* at most; no more is exported."""
+        self._gate.shutdown(timeout_millis)
 
-        session = AcceptanceSession()
-        session.cookies = NoCookies()
-        # No proxy, no ~/.netrc and no certificates from variables of other programs: the endpoint is what is set.
-        session.trust_env = False
-        session.headers["Accept-Encoding"] = "identity"
-        return session
-
-    def judge(self, response: "requests.Response") -> Outcome:
-        if response.status_code // 100 != 2:  # noqa: PLR2004  # as HTTP has it
-            return Outcome.REFUSED
-        body = bytearray()
-        # Byte by byte, so that a body that trickles cannot hold the thread beyond the deadline; there are few.
-        while chunk := response.raw.read(1):
-            body += chunk
-            if time.monotonic() > self._deadline:
-                return Outcome.TIMED_OUT
-            if len(body) > _MAX_RESPONSE_BYTES:
-                return Outcome.REFUSED
-        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if content_type != "application/x-protobuf" and (body or content_type):
-            return Outcome.REFUSED
-        return _judge_body(self._response_type, bytes(body))
+    @property
+    def dropped(self) -> int:
+        """How many records were dropped so far, since they were no `tbot.start` or broke its rules."""
+        return self._gate.dropped
 
 
-class _GrpcAnswers:
-    """Stands in front of the stub of the SDK's OTLP/gRPC exporter, which drops the answers it gets."""
+class TbotSpanExporter(SpanExporter):
+    """Exports `tbot.start` spans, anonymous, and drops all others; otherwise as `TbotLogRecordExporter`."""
 
-    def __init__(self) -> None:
-        self.outcome = Outcome.UNREACHABLE
+    def __init__(self, exporter: SpanExporter | None = None, **arguments: Unpack[OtlpArguments]) -> None:
+        self._gate = _Gate("span", self, exporter, arguments)
 
-    def begin(self, exporter: object, _deadline: float) -> None:
-        self.outcome = Outcome.UNREACHABLE
-        # The exporter makes a new stub when it reconnects. It has no public way to see an answer; if `_client` went
-        # away, no event would ever count as accepted, and tests/test_exporters.py would say so.
-        stub = exporter._client  # type: ignore[attr-defined]  # noqa: SLF001  # see above
-        if not isinstance(stub, _GrpcStub):
-            exporter._client = _GrpcStub(self, stub)  # type: ignore[attr-defined]  # noqa: SLF001  # see above
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """SUCCESS where every event in *spans* was accepted, or there was none; never raises."""
+        return SpanExportResult.SUCCESS if self._gate.export(spans) else SpanExportResult.FAILURE
 
+    def force_flush(self, timeout_millis: int = FLUSH_TIMEOUT_MS) -> bool:
+        """Waits until no export is under way, *timeout_millis* at most; whether that came about."""
+        return self._gate.force_flush(timeout_millis)
 
-class _GrpcStub:
-    def __init__(self, answers: _GrpcAnswers, stub: object) -> None:
-        self._answers = answers
-        self._export = stub.Export  # type: ignore[attr-defined]
+    def shutdown(self, timeout_millis: float = FLUSH_TIMEOUT_MS) -> None:
+        """Ends an export that waits to try again, waits for others *timeout_millis* at most; no more is exported."""
+        self._gate.shutdown(timeout_millis)
 
-    def Export(self, **arguments: object) -> Response:  # noqa: N802  # the stub's own name
-        import grpc
-
-        try:
-            response = cast("Response", self._export(**arguments))
-        except grpc.RpcError as error:
-            self._answers.outcome = {
-                grpc.StatusCode.UNAVAILABLE: Outcome.UNREACHABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMED_OUT,
-            }.get(error.code(), Outcome.REFUSED)
-            raise
-        self._answers.outcome = _judge_response(response)
-        return response
+    @property
+    def dropped(self) -> int:
+        """How many spans were dropped so far, since they were no `tbot.start` or broke its rules."""
+        return self._gate.dropped
 
 
-def _judge_body(response_type: type[Response], body: bytes) -> Outcome:
-    from google.protobuf.message import DecodeError
+def to_environ(signal: str, arguments: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that says what *arguments* (`OtlpArguments`), and *environ* below them, say. Pure.
 
-    response = response_type()
+    Raises:
+        ExporterError: naming every argument that breaks its rule.
+    """
+    inherited = {} if environ.get(CONFIG_FILE_VARIABLE) else environ
+    merged = {name: value for name, value in inherited.items() if name.startswith("OTEL_EXPORTER_OTLP_")}
+    known = OtlpArguments.__annotations__
+    faults = [(name, f"must be one of {', '.join(known)}") for name in arguments if name not in known]
+    if arguments.get("encoding") not in (None, "protobuf"):
+        faults.append(("encoding", "must be protobuf"))
+    given: list[tuple[str, settings.Setting, object]] = [
+        ("protocol", settings.PROTOCOL, arguments.get("protocol")),
+        ("endpoint", settings.ENDPOINT, arguments.get("endpoint")),
+        ("compression", settings.COMPRESSION, arguments.get("compression")),
+        ("timeout", settings.EXPORT_TIMEOUT, _to_seconds(arguments.get("timeout"))),
+    ]
     try:
-        response.ParseFromString(body)
-    except DecodeError:
-        return Outcome.REFUSED
-    return _judge_response(response)
+        joined = _join_headers(arguments.get("headers"), arguments.get("headers_list"))
+        given.append(("headers", settings.HEADERS, joined))
+    except (AttributeError, KeyError, TypeError):
+        faults.append(("headers", "must be a map, or a list of name and value"))
+    tls = arguments.get("tls") or {}
+    if isinstance(tls, Mapping) and not tls.keys() - _TLS_SETTINGS:
+        given += [(f"tls.{key}", _TLS_SETTINGS[key], value) for key, value in tls.items()]
+    else:
+        faults.append(("tls", f"must be a map of {', '.join(_TLS_SETTINGS)}"))
+    for name, setting, value in given:
+        if value is None:
+            continue
+        written = str(value).lower() if isinstance(value, bool) else value
+        try:
+            setting.parse(written)  # type: ignore[arg-type]  # raises what is caught here
+            merged[setting.variables(signal)[0]] = str(written)
+        except (AttributeError, TypeError, ValueError):  # Python's words for a text that is none
+            faults.append((name, f"must be {_TIMEOUT_RULE if name == 'timeout' else setting.rule}"))
+    if faults:
+        raise ExporterError(faults)
+    return merged
 
 
-def _judge_response(response: Response) -> Outcome:
-    # An empty partial_success, which the Collector sends with each answer, rejects nothing.
-    partial = response.partial_success
-    rejected = (
-        partial.rejected_log_records if isinstance(response, ExportLogsServiceResponse) else partial.rejected_spans  # type: ignore[union-attr]
-    )
-    return Outcome.REFUSED if rejected > 0 else Outcome.ACCEPTED
+def _to_seconds(timeout_ms: object) -> str | None:
+    if timeout_ms is None:
+        return None
+    # 0 is no limit, in the schema's words; here it is one that nobody meets.
+    return f"{(timeout_ms or _MAX_TIMEOUT_MS) / 1000:f}" if type(timeout_ms) is int else ""
 
 
-def parse_log_request(body: bytes) -> dict[str, Any]:
-    """The OTLP/HTTP request *body*, which holds log records, as OTLP/JSON would have it. Pure.
-
-    Raises google.protobuf's DecodeError where it is none.
-    """
-    return MessageToDict(ExportLogsServiceRequest.FromString(body))
-
-
-def load_exporter(signal: str, protocol: str) -> Callable[..., LogRecordExporter | SpanExporter]:
-    """The SDK's exporter for *signal* over *protocol*: what takes longest of all the imports."""
-    match signal, protocol:
-        case "log", "http/protobuf":
-            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpLogs
-
-            return HttpLogs
-        case "span", "http/protobuf":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpans
-
-            return HttpSpans
-        case "log", _:
-            from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcLogs
-
-            return GrpcLogs
-        case _:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpans
-
-            return GrpcSpans
+def _join_headers(headers: object, headers_list: object) -> str | None:
+    """Both forms of headers as a variable has them; raises what Python raises for a shape that is no such form."""
+    if headers is None and headers_list is None:
+        return None
+    entries = [headers_list.strip()] if headers_list else []  # type: ignore[attr-defined]  # see above
+    if isinstance(headers, Mapping):
+        pairs = list(headers.items())
+    else:
+        pairs = [(pair["name"], pair.get("value")) for pair in headers or ()]  # type: ignore[attr-defined]  # see above
+    # A value that is null is an empty one.
+    entries += [f"{quote(name, safe='')}={quote(value or '', safe='')}" for name, value in pairs]
+    return ",".join(entries)
 
 
-def _build_http(
-    signal: Signal, endpoint: str, environ: Mapping[str, str], deadline_seconds: float
-) -> tuple[LogRecordExporter | SpanExporter, _HttpAnswers]:
-    from opentelemetry.exporter.otlp.proto.http import Compression
+class _Gate:
+    """What both exporters do: consent, the allow-list, and the way out, for one signal."""
 
-    answers = _HttpAnswers(_RESPONSES[signal])
-    names = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
-    exporter = load_exporter(signal, "http/protobuf")(
-        endpoint=endpoint,
-        certificate_file=settings.CERTIFICATE.resolve(environ, signal) or None,
-        client_key_file=settings.CLIENT_KEY.resolve(environ, signal) or None,
-        client_certificate_file=settings.CLIENT_CERTIFICATE.resolve(environ, signal) or None,
-        headers=dict(settings.HEADERS.resolve(environ, signal)),
-        timeout=deadline_seconds,
-        compression=Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
-        session=answers.build_session(),
-    )
-    return exporter, answers
+    def __init__(
+        self,
+        signal: str,
+        owner: object,
+        wrapped: LogRecordExporter | SpanExporter | None,
+        arguments: Mapping[str, object],
+    ) -> None:
+        self._signal = signal
+        self._owner = weakref.ref(owner)
+        self._wrapped = wrapped
+        self._environ = to_environ(signal, arguments, os.environ)
+        self._timeout_seconds: float = settings.EXPORT_TIMEOUT.resolve(self._environ, signal)
+        self._resource = anonymity.to_resource(is_local=True)
+        self._is_on = is_granted(os.environ)
+        self._has_looked_around = False
+        self.dropped = 0
+        self._said: set[str] = set()
+        self.begin()
+        _gates.add(self)
+        if self._is_on:
+            if wrapped is None:
+                for fault in settings.find_faults(self._environ, plugin_signal=signal):
+                    logger.warning(fault)
+            self._warn_of_selection()
 
+    def begin(self, *, is_shut_down: bool = False) -> None:
+        """Starts with nothing under way and no connection, at first and in a forked child, where both are another's."""
+        self._state = threading.Condition()
+        self._under_way = 0
+        self._sending = threading.Lock()
+        self._sender: OtlpSender | None = None
+        self._is_shut_down = threading.Event()
+        if is_shut_down:
+            self._is_shut_down.set()
 
-def _build_grpc(
-    signal: Signal, endpoint: str, environ: Mapping[str, str], deadline_seconds: float
-) -> tuple[LogRecordExporter | SpanExporter, _GrpcAnswers]:
-    import grpc
+    def begin_in_child(self) -> None:
+        """Starts anew after a fork; what was shut down stays so."""
+        self.begin(is_shut_down=self._is_shut_down.is_set())
 
-    names = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
-    exporter = load_exporter(signal, "grpc")(
-        endpoint=endpoint,
-        insecure=_is_insecure(endpoint, environ, signal),
-        credentials=_read_credentials(environ, signal),
-        headers=tuple(settings.HEADERS.resolve(environ, signal)),
-        timeout=deadline_seconds,
-        compression=grpc.Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
-        channel_options=(("grpc.enable_http_proxy", 0),),
-        # Empty would mean the default; this code ends every call at its first answer.
-        retryable_error_codes=(grpc.StatusCode.OK,),
-    )
-    return exporter, _GrpcAnswers()
+    def export(self, batch: Sequence[Record]) -> bool:
+        if self._is_shut_down.is_set():
+            self._say_once("shut down", "exporter `tbot`: shut down already; what comes now is dropped")
+            return False
+        if not (self._is_on and is_granted(os.environ)):
+            return True
+        records = [record for record in map(self._rebuild, batch) if record is not None]
+        if not records:
+            return True
+        self._warn_of_neighbours()
+        with self._note_under_way():
+            outcome = self._export_wrapped(records) if self._wrapped is not None else self._export_otlp(records)
+        if outcome is not Outcome.ACCEPTED:
+            logger.warning("exporter `tbot`: events not delivered: %d (%s)", len(records), outcome.value)
+        return outcome is Outcome.ACCEPTED
 
+    def force_flush(self, timeout_ms: float) -> bool:
+        deadline = time.monotonic() + timeout_ms / 1000
+        if not self._wait_for_idle(timeout_ms / 1000):
+            return False
+        if self._wrapped is None or not self._is_on:
+            return True
+        remaining_ms = max(int((deadline - time.monotonic()) * 1000), 0)
+        # SpanExporter's own returns nothing where a subclass has none.
+        return self._wrapped.force_flush(remaining_ms) is not False
 
-def _is_insecure(endpoint: str, environ: Mapping[str, str], signal: Signal) -> bool:
-    if "://" in endpoint:
-        return endpoint.lower().startswith("http://")
-    return bool(settings.INSECURE.resolve(environ, signal))
+    def shutdown(self, timeout_ms: float) -> None:
+        if self._is_shut_down.is_set():
+            return
+        self._is_shut_down.set()
+        self._wait_for_idle(timeout_ms / 1000)
+        if self._wrapped is not None:
+            self._wrapped.shutdown()
+        elif self._sender is not None:
+            self._sender.close()
+        if self.dropped:
+            logger.info("exporter `tbot`: dropped, since they were no tbot.start or broke its rules: %d", self.dropped)
 
-
-def _read_credentials(environ: Mapping[str, str], signal: Signal) -> "grpc.ChannelCredentials":
-    import grpc
-
-    def read(setting: settings.Setting) -> bytes | None:
-        path = setting.resolve(environ, signal)
-        if not path:
+    def _rebuild(self, record: Record) -> Record | None:
+        try:
+            found = anonymity.find_event(record)
+        except EventError as error:
+            self._drop("invalid", f"exporter `tbot`: dropped a tbot.start that breaks a rule: {error}")
             return None
-        with open(path, "rb") as file:
-            return file.read()
+        if found is None:
+            self._drop(
+                "other", f"exporter `tbot`: only tbot.start leaves; other {self._signal}s are dropped and counted"
+            )
+            return None
+        event, time_ns = found
+        to_otel = anonymity.to_span if self._signal == "span" else anonymity.to_log_record
+        return to_otel(event, time_ns=time_ns, resource=self._resource)
 
-    return grpc.ssl_channel_credentials(
-        root_certificates=read(settings.CERTIFICATE),
-        private_key=read(settings.CLIENT_KEY),
-        certificate_chain=read(settings.CLIENT_CERTIFICATE),
-    )
+    def _drop(self, kind: str, text: str) -> None:
+        with self._state:
+            self.dropped += 1
+        self._say_once(kind, text)
+
+    def _say_once(self, kind: str, text: str) -> None:
+        with self._state:
+            is_new = kind not in self._said
+            self._said.add(kind)
+        if is_new:
+            logger.warning(text)
+
+    def _export_wrapped(self, records: Sequence[Any]) -> Outcome:
+        try:
+            with no_context():
+                result = self._wrapped.export(records)  # type: ignore[union-attr]  # asked by the caller
+        except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the host must not feel it
+            self._say_once(type(error).__name__, f"exporter `tbot`: the exporter within raised {type(error).__name__}")
+            return Outcome.UNREACHABLE
+        is_accepted = result in (LogRecordExportResult.SUCCESS, SpanExportResult.SUCCESS)
+        return Outcome.ACCEPTED if is_accepted else Outcome.REFUSED
+
+    def _export_otlp(self, records: Sequence[Record]) -> Outcome:
+        if not settings.has_endpoint(self._environ, self._signal):
+            return Outcome.UNREACHABLE
+        deadline = time.monotonic() + self._timeout_seconds
+        # One at a time: a sender keeps the answer to its last batch.
+        if not self._sending.acquire(timeout=self._timeout_seconds):
+            return Outcome.TIMED_OUT
+        try:
+            outcome = run_within(deadline - time.monotonic(), lambda: self._try_until(deadline, records))
+            if outcome is None:
+                # Left behind with its thread, which still waits for its answer.
+                self._sender = None
+            return outcome or Outcome.TIMED_OUT
+        finally:
+            self._sending.release()
+
+    def _try_until(self, deadline: float, records: Sequence[Record]) -> Outcome:
+        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        try:
+            sender = self._sender = self._sender or OtlpSender(
+                self._environ, signal=self._signal, deadline_seconds=self._timeout_seconds
+            )
+            while True:
+                outcome = sender.send(records, deadline_seconds=deadline - time.monotonic())
+                # Spread, so that many who lost the same collector do not come back together.
+                pause = max(sender.answer.retry_after_seconds, backoff_seconds * random.uniform(0.8, 1.2))  # noqa: S311  # no secret
+                if not sender.answer.is_retryable or time.monotonic() + pause > deadline:
+                    return outcome
+                if self._is_shut_down.wait(pause):
+                    return outcome
+                backoff_seconds *= 2
+        except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the host must not feel it
+            self._say_once(type(error).__name__, f"exporter `tbot`: cannot export: {type(error).__name__}")
+            return Outcome.UNREACHABLE
+
+    @contextmanager
+    def _note_under_way(self) -> Iterator[None]:
+        with self._state:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._under_way -= 1
+                self._state.notify_all()
+
+    def _wait_for_idle(self, timeout_seconds: float) -> bool:
+        with self._state:
+            return self._state.wait_for(lambda: not self._under_way, timeout=max(timeout_seconds, 0))
+
+    def _warn_of_selection(self) -> None:
+        variable = _SELECTION_VARIABLES[self._signal]
+        names = {name.strip() for name in os.environ.get(variable, "").split(",")} - {"", "none"}
+        if "tbot" in names and len(names) > 1 and not os.environ.get(CONFIG_FILE_VARIABLE):
+            self._say_once("neighbour", f"{variable}: {_NEIGHBOUR}")
+
+    def _warn_of_neighbours(self) -> None:
+        """Looks once whether the global provider, the one that can be seen, has others beside this exporter."""
+        if self._has_looked_around:
+            return
+        self._has_looked_around = True
+        exporters = _list_exporters(get_logger_provider() if self._signal == "log" else trace.get_tracer_provider())
+        if len(exporters) > 1 and self._owner() in exporters:
+            self._say_once("neighbour", f"exporter `tbot`: {_NEIGHBOUR}")
 
 
-@contextmanager
-def _quiet_sdk() -> Iterator[None]:
-    """Drops what the SDK's exporters log from this thread meanwhile."""
-    thread_id = threading.get_ident()
+_NEIGHBOUR: Final = (
+    "another exporter shares its provider, and sends tbot.start on the application's own resource; give `tbot` a "
+    "provider of its own, or call otel_tbot.emit"
+)
 
-    def is_of_another_thread(record: logging.LogRecord) -> bool:
-        return record.thread != thread_id
 
-    loggers = [logging.getLogger(name) for name in _SDK_LOGGERS]
-    for sdk_logger in loggers:
-        sdk_logger.addFilter(is_of_another_thread)
-    try:
-        yield
-    finally:
-        for sdk_logger in loggers:
-            sdk_logger.removeFilter(is_of_another_thread)
+def _list_exporters(provider: object) -> list[object]:
+    """The exporters of *provider*'s processors. The SDK has no public way to ask, so what it renames is not seen."""
+    processors: Sequence[object] = ()
+    for multi, inner in (
+        ("_multi_log_record_processor", "_log_record_processors"),
+        ("_active_span_processor", "_span_processors"),
+    ):
+        processors = processors or getattr(getattr(provider, multi, None), inner, ())
+    found = [
+        getattr(getattr(processor, "_batch_processor", processor), name, None)
+        for processor in processors
+        for name in ("_exporter", "span_exporter")
+    ]
+    return [exporter for exporter in found if exporter is not None]
+
+
+_gates: "weakref.WeakSet[_Gate]" = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for gate in _gates:
+        gate.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)

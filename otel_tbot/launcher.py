@@ -64,7 +64,7 @@ def _redirect_report() -> None:
 
     faults = list(settings.find_faults(os.environ))
     try:
-        if not settings.has_endpoint(os.environ):
+        if not settings.has_endpoint(os.environ, settings.SIGNAL.resolve(os.environ)):
             raise NoRelayError
         _start_relay()
     except (NoRelayError, OSError) as error:

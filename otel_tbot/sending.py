@@ -5,12 +5,12 @@ Imports nothing of OpenTelemetry until consent was asked.
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Mapping
 
 from otel_tbot import settings
 from otel_tbot.consent import FROM_ENVIRONMENT, is_granted
+from otel_tbot.deadline import run_within
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
 
@@ -50,35 +50,27 @@ def send(
 
     *is_local* says that tbot runs on this machine, so that operating system and architecture may go with it.
     """
-    if not settings.has_endpoint(environ):
+    if not settings.has_endpoint(environ, settings.SIGNAL.resolve(environ)):
         return Outcome.UNREACHABLE
     deadline = time.monotonic() + deadline_seconds
-    outcomes: list[Outcome] = []
 
-    def work() -> None:
+    def work() -> Outcome:
         try:
-            outcomes.append(
-                _send_now(event, environ, origin=origin, is_local=is_local, time_ns=time_ns, deadline=deadline)
-            )
+            return _send_now(event, environ, origin=origin, is_local=is_local, time_ns=time_ns, deadline=deadline)
         except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the event did not leave
             logger.warning("the event could not be sent: %s", type(error).__name__)
-            outcomes.append(Outcome.UNREACHABLE)
+            return Outcome.UNREACHABLE
 
-    # Nothing in requests, grpc or the resolver keeps a deadline against a peer that will not have it. A daemon thread
-    # is what can be left behind.
-    worker = threading.Thread(target=work, name="otel-tbot", daemon=True)
-    worker.start()
-    worker.join(max(deadline - time.monotonic(), 0))
-    return outcomes[0] if outcomes else Outcome.TIMED_OUT
+    return run_within(deadline_seconds, work) or Outcome.TIMED_OUT
 
 
 def load(environ: Mapping[str, str]) -> None:
     """Imports what `send` is going to need, so that it need not then. Raises nothing: `send` says what is missing."""
     try:
-        from otel_tbot import anonymity, exporters  # noqa: F401  # for the import alone
+        from otel_tbot import anonymity, otlp  # noqa: F401  # for the import alone
 
         signal = settings.SIGNAL.resolve(environ)
-        exporters.load_exporter(signal, settings.resolve_protocol(environ, signal))
+        otlp.load_exporter(signal, settings.resolve_protocol(environ, signal))
     except Exception as error:  # noqa: BLE001  # see above
         logger.debug("OpenTelemetry could not be loaded: %s", type(error).__name__)
 
@@ -86,14 +78,15 @@ def load(environ: Mapping[str, str]) -> None:
 def _send_now(
     event: TbotStart, environ: Mapping[str, str], *, origin: str, is_local: bool, time_ns: int, deadline: float
 ) -> Outcome:
-    from otel_tbot import anonymity, exporters
+    from otel_tbot import anonymity, otlp
 
     remaining_seconds = deadline - time.monotonic()
     if remaining_seconds <= 0:
         return Outcome.TIMED_OUT
-    to_otel = anonymity.to_span if settings.SIGNAL.resolve(environ) == "span" else anonymity.to_log_record
+    signal = settings.SIGNAL.resolve(environ)
+    to_otel = anonymity.to_span if signal == "span" else anonymity.to_log_record
     record = to_otel(event, time_ns=time_ns, resource=anonymity.to_resource(is_local=is_local))
-    sender = exporters.OtlpSender(environ, deadline_seconds=remaining_seconds)
+    sender = otlp.OtlpSender(environ, signal=signal, deadline_seconds=remaining_seconds)
     try:
         if not is_granted(environ, origin):
             return Outcome.OFF

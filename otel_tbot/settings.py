@@ -10,15 +10,21 @@ variable counts as unset there, and so it does here.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Any, Final
 
 SIGNALS: "Final" = ("log", "span")
 PROTOCOLS: "Final" = ("http/protobuf", "grpc")
 COMPRESSIONS: "Final" = ("none", "gzip", "deflate")
 
+COMMANDS: "Final" = "commands"
+PLUGINS: "Final" = "plug-ins"
+USERS: "Final" = (COMMANDS, PLUGINS)
+
 DAEMON_DEADLINE_MS: "Final" = 10_000
 """How long the relay tries for a daemon, which does not wait for it."""
+
+MAX_EXPORT_TIMEOUT_SECONDS: "Final" = 600
 
 _OTLP_NAMES = {"log": "LOGS", "span": "TRACES"}
 _DEFAULT_PORTS = {"http/protobuf": 4318, "grpc": 4317}
@@ -32,8 +38,9 @@ class Setting:
     """One variable, or one family of OTLP variables (general, and per signal, which comes first).
 
     `name` is the general variable; `parse` takes the text to the value and raises ValueError for a malformed one;
-    `rule` says what `parse` accepts, `default` what holds instead, `default_text` the same for people, and `unset_text`
-    what holds where nothing is set, if that is something else.
+    `rule` says what `parse` accepts, `default` what holds instead, `default_text` the same for people, `unset_text`
+    what holds where nothing is set, if that is something else; `used_by` says whether commands and `emit`, or the
+    exporter plug-ins, or both read it.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Setting:
         rule: str,
         meaning: str,
         unset_text: str = "",
+        used_by: "Collection[str]" = USERS,
     ) -> None:
         self.name = name
         self.parse = parse
@@ -54,6 +62,7 @@ class Setting:
         self.rule = rule
         self.meaning = meaning
         self.unset_text = unset_text or default_text
+        self.used_by = used_by
 
     def variables(self, signal: str) -> tuple[str, ...]:
         """The variables read for *signal*, the first that is set wins. Pure."""
@@ -105,6 +114,12 @@ def _parse_timeout_ms(text: str) -> int:
     return int(text)
 
 
+def _parse_export_timeout_seconds(text: str) -> float:
+    if not (text.isascii() and text.replace(".", "", 1).isdigit() and 0 < float(text) <= MAX_EXPORT_TIMEOUT_SECONDS):
+        raise ValueError
+    return float(text)
+
+
 def _parse_boolean(text: str) -> bool:
     return _parse_choice("true", "false")(text.lower()) == "true"
 
@@ -139,6 +154,17 @@ def split_host_port(rest: str) -> tuple[str, str]:
     return host, port
 
 
+def redact_url(url: str) -> str:
+    """*url* as it may be shown: without user info, query and fragment, which hold secrets now and then. Pure."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    for end in "?#":
+        rest = rest.partition(end)[0]
+    authority, slash, path = rest.partition("/")
+    return scheme + separator + authority.rpartition("@")[2] + slash + path
+
+
 def _parse_headers(text: str) -> tuple[tuple[str, str], ...]:
     from urllib.parse import unquote
 
@@ -162,6 +188,7 @@ SIGNAL: "Final" = Setting(
     default_text="log",
     rule="log or span",
     meaning="Send the event as a log record or as a span.",
+    used_by=(COMMANDS,),
 )
 TIMEOUT: "Final" = Setting(
     "OTEL_TBOT_TIMEOUT",
@@ -170,6 +197,7 @@ TIMEOUT: "Final" = Setting(
     default_text="1000",
     rule="a whole number of milliseconds from 1 to 999999",
     meaning="How long, in milliseconds, a one-shot tbot or a call of `emit` may be kept waiting for the collector.",
+    used_by=(COMMANDS,),
 )
 ENDPOINT: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -206,7 +234,7 @@ COMPRESSION: "Final" = Setting(
 )
 CERTIFICATE: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    str,
+    str.strip,
     default="",
     default_text="the system's",
     rule="a file",
@@ -214,7 +242,7 @@ CERTIFICATE: "Final" = Setting(
 )
 CLIENT_KEY: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-    str,
+    str.strip,
     default="",
     default_text="none",
     rule="a file",
@@ -222,7 +250,7 @@ CLIENT_KEY: "Final" = Setting(
 )
 CLIENT_CERTIFICATE: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-    str,
+    str.strip,
     default="",
     default_text="none",
     rule="a file",
@@ -236,6 +264,15 @@ INSECURE: "Final" = Setting(
     rule="true or false",
     meaning="grpc only: whether an endpoint without a scheme is spoken to without TLS.",
 )
+EXPORT_TIMEOUT: "Final" = Setting(
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    _parse_export_timeout_seconds,
+    default=10.0,
+    default_text="10",
+    rule="a number of seconds above 0 and up to 600",
+    meaning="Plug-ins only: how long one export may take, tries included. OpenTelemetry Python reads seconds.",
+    used_by=(PLUGINS,),
+)
 
 SETTINGS: "Final[tuple[Setting, ...]]" = (
     SIGNAL,
@@ -248,23 +285,27 @@ SETTINGS: "Final[tuple[Setting, ...]]" = (
     CLIENT_KEY,
     CLIENT_CERTIFICATE,
     INSECURE,
+    EXPORT_TIMEOUT,
 )
 FILE_SETTINGS: "Final" = (CERTIFICATE, CLIENT_KEY, CLIENT_CERTIFICATE)
 
 
-def find_faults(environ: "Mapping[str, str]") -> "Iterator[str]":
-    """What is wrong with each malformed variable in force, one text a variable, never its value. Pure."""
-    signal = SIGNAL.resolve(environ)
+def find_faults(environ: "Mapping[str, str]", *, plugin_signal: str = "") -> "Iterator[str]":
+    """What is wrong with each malformed variable in force, one text a variable, never its value. Pure.
+
+    For the plug-in of *plugin_signal*, or, without one, for commands and `emit`.
+    """
+    user = PLUGINS if plugin_signal else COMMANDS
+    signal = plugin_signal or SIGNAL.resolve(environ)
     for setting in SETTINGS:
-        if fault := setting.find_fault(environ, signal):
+        if user in setting.used_by and (fault := setting.find_fault(environ, signal)):
             yield fault
-    if not has_endpoint(environ) and not ENDPOINT.find_fault(environ, signal):
+    if not has_endpoint(environ, signal) and not ENDPOINT.find_fault(environ, signal):
         yield f"{ENDPOINT.find(environ, signal)[0]}: must begin with http:// or https://; using {ENDPOINT.default_text}"
 
 
-def has_endpoint(environ: "Mapping[str, str]") -> bool:
-    """Whether *environ* leaves an endpoint to send to: none is named, or a well-formed one is. Pure."""
-    signal = SIGNAL.resolve(environ)
+def has_endpoint(environ: "Mapping[str, str]", signal: str) -> bool:
+    """Whether *environ* leaves an endpoint to send *signal* to: none is named, or a well-formed one is. Pure."""
     _, text = ENDPOINT.find(environ, signal)
     if not text:
         return True
@@ -284,7 +325,7 @@ def resolve_endpoint(environ: "Mapping[str, str]", signal: str) -> str:
     """The full URL to post to (http/protobuf), or the grpc target, "" where `has_endpoint` is false. Pure."""
     protocol = resolve_protocol(environ, signal)
     variable, text = ENDPOINT.find(environ, signal)
-    if not has_endpoint(environ):
+    if not has_endpoint(environ, signal):
         return ""
     base = text or f"http://localhost:{_DEFAULT_PORTS[protocol]}"
     if protocol == "grpc" or (variable and variable != ENDPOINT.name):

@@ -131,7 +131,12 @@ class OtlpGrpcServer:
     """An OTLP/gRPC receiver that keeps what came and answers as told: rejecting some, with a status, or late."""
 
     def __init__(
-        self, *, rejected: int = 0, code: grpc.StatusCode | None = None, gate: threading.Event | None = None
+        self,
+        *,
+        rejected: int = 0,
+        code: grpc.StatusCode | None = None,
+        gate: threading.Event | None = None,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self.requests: list[Received] = []
         server = self
@@ -161,7 +166,10 @@ class OtlpGrpcServer:
         self._server = grpc.server(ThreadPoolExecutor(4))
         add_LogsServiceServicer_to_server(Logs(), self._server)
         add_TraceServiceServicer_to_server(Traces(), self._server)
-        self.url = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            self.url = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            self.url = f"https://localhost:{self._server.add_secure_port('127.0.0.1:0', credentials)}"
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -231,16 +239,19 @@ def garbage_server():
     return _raw(lambda connection: connection.sendall(b"\x00\xffcanary\r\n" * 100))
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000\r\n\r\n"
+
+
 @contextmanager
-def trickling_server() -> Iterator[_Raw]:
-    """Answers 200 and then a byte at a time, without end."""
+def trickling_server(head: bytes = _HEAD) -> Iterator[_Raw]:
+    """Answers with *head* and then a byte at a time, without end."""
     end = threading.Event()
 
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000\r\n\r\n")
+        connection.sendall(head)
         while not end.wait(0.02):
-            connection.sendall(b"\n")
+            connection.sendall(b"x")
 
     with _raw(serve) as server:
         yield server

@@ -9,7 +9,10 @@ import otel_tbot
 
 def test_every_public_name_is_there():
     """All promised names are found, and dir() lists them."""
-    assert ["EventError", "OtelTbotError", "Outcome", "TbotStart", "emit", "enabled"] == otel_tbot.__all__
+    promised = {"Outcome", "TbotStart", "emit", "enabled", "TbotLogRecordExporter", "TbotSpanExporter"}
+    promised |= {"OtelTbotError", "EventError", "ExporterError", "TbotConfigError"}
+
+    assert sorted(promised) == otel_tbot.__all__
     assert all(getattr(otel_tbot, name).__name__ == name for name in otel_tbot.__all__)
     assert set(otel_tbot.__all__) <= set(dir(otel_tbot))
 

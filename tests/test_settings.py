@@ -158,7 +158,7 @@ def test_protocol_and_endpoint_follow_the_specification(environ, signal, protoco
 
     assert protocol == settings.resolve_protocol(environ, signal)
     assert endpoint == settings.resolve_endpoint(environ, signal)
-    assert bool(endpoint) == settings.has_endpoint(environ)
+    assert bool(endpoint) == settings.has_endpoint(environ, signal)
     assert bool(endpoint) == (not list(settings.find_faults(environ)))
 
 
