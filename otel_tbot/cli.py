@@ -2,12 +2,20 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from otel_tbot import __version__
+from otel_tbot import __version__, settings
+from otel_tbot.consent import enabled
 from otel_tbot.errors import OtelTbotError
+from otel_tbot.outcome import Outcome
+
+if TYPE_CHECKING:
+    from otel_tbot.event import TbotStart
+    from otel_tbot.tbot_config import StartFlags
 
 _DESCRIPTION: Final = """\
 Brings the anonymous start event of Teleport's tbot into any OpenTelemetry pipeline,
@@ -35,7 +43,59 @@ example:
 
 exit status: 0 when one record and then nothing arrived, otherwise 1."""
 
-_RELAY_EXTRA: Final = ("connectrpc", "uvicorn")
+_EMIT: Final = """\
+Sends one event for a start of tbot, as its configuration and flags describe it: run
+mode, join method and destinations. For helpers that start tbot where `run` cannot be."""
+
+_EMIT_EXAMPLE: Final = """\
+example:
+  otel-tbot emit -c /etc/tbot.yaml --oneshot --tbot-version 18.4.1 --helper acme:deploy
+  otel-tbot emit --tbot-version 18.4.1 -- tbot start database --join-method github
+
+exit status: 0 accepted by the collector, or off; 1 not delivered; 2 bad input."""
+
+_PREVIEW: Final = """\
+Prints the request that `emit` would send, as OTLP/JSON, and sends nothing. Where it
+would go, and whether it would, is said on stderr. Works with telemetry off."""
+
+_PREVIEW_EXAMPLE: Final = """\
+example:
+  otel-tbot preview -c /etc/tbot.yaml --oneshot --tbot-version 18.4.1
+
+exit status: 0; 2 bad input."""
+
+_DOCTOR: Final = """\
+Says what is on, where events would go, whether that answers, and what is wrong, with
+remedies. Shows no secrets. With telemetry off it connects to nothing."""
+
+_DOCTOR_EXAMPLE: Final = """\
+example:
+  otel-tbot doctor --json
+
+exit status: 0 healthy, or off; 1 there is a problem."""
+
+_RELAY_EXTRA: Final = ("connectrpc", "uvicorn", "yaml")
+
+# Flags of `tbot start` that say nothing of the event and take no value.
+_TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))
+
+
+_QUOTE: Final = "'"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without repeating it: an argument in the wrong place may be a token."""
+
+    def error(self, message: str) -> NoReturn:
+        # argparse quotes what it was given behind the name of the argument, and in nothing else.
+        if message.startswith("argument "):
+            name, _, fault = message.partition(": ")
+            head, choose, choices = fault.rpartition(" (choose from ")
+            message = (
+                f"{name}: {(head or choices).partition(_QUOTE)[0].rstrip(' :')}{choose}{choices if choose else ''}"
+            )
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,40 +103,124 @@ def main(arguments: Sequence[str]) -> int:
     parser = _build_parser()
     own, command = _split(arguments)
     try:
-        parsed = parser.parse_args(own)
+        parsed, unknown = parser.parse_known_args(own)
+        if unknown:
+            flags = ", ".join(text.partition("=")[0] for text in unknown if text.startswith("-"))
+            parser.error(f"unknown: {flags or 'an argument'}; see `otel-tbot {parsed.command or ''} --help`")
     except SystemExit as end:  # argparse has said what is wrong, or helped
         return int(end.code or 0)
+    commands = {"run": _run, "demo": _demo, "emit": _emit, "preview": _preview, "doctor": _doctor}
+    if parsed.command is None:
+        parser.print_help()
+        return 0
     try:
-        if parsed.command == "run":
-            return _run(command)
-        if parsed.command == "demo":
-            return _demo(command)
+        return commands[parsed.command](parsed, command)
     except OtelTbotError as error:
         _say(parsed.command, str(error))
         return error.exit_status
-    parser.print_help()
-    return 0
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="otel-tbot", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="otel-tbot",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"otel-tbot {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, brief, description, epilog, usage in (
-        ("run", "execute tbot with a relay beside it", _RUN, _RUN_EXAMPLE, "otel-tbot run -- COMMAND [ARG...]"),
-        ("demo", "show the whole way on this machine", _DEMO, _DEMO_EXAMPLE, "otel-tbot demo [-- COMMAND [ARG...]]"),
-    ):
-        commands.add_parser(
+
+    def add(name: str, brief: str, description: str, example: str, usage: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
             name,
             help=brief,
             description=description,
-            epilog=epilog,
-            usage=usage,
+            epilog=example,
+            usage=f"otel-tbot {name} {usage}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
+
+    add("run", "execute tbot with a relay beside it", _RUN, _RUN_EXAMPLE, "-- COMMAND [ARG...]")
+    add("demo", "show the whole way on this machine", _DEMO, _DEMO_EXAMPLE, "[-- COMMAND [ARG...]]")
+    usage = "[OPTION...] [-- tbot start [ARG...]]"
+    emit = add("emit", "send one event for a tbot configuration", _EMIT, _EMIT_EXAMPLE, usage)
+    preview = add("preview", "print what emit would send", _PREVIEW, _PREVIEW_EXAMPLE, usage)
+    for command in (emit, preview):
+        _add_tbot_flags(command)
+        command.add_argument("--tbot-version", metavar="V", default="", help="the version of tbot")
+        command.add_argument("--helper", metavar="NAME", default="", help="what starts tbot, such as acme:deploy")
+        command.add_argument("--helper-version", metavar="V", default="", help="its version")
+    preview.add_argument("--signal", choices=settings.SIGNALS, help="log or span (default: OTEL_TBOT_SIGNAL)")
+    doctor = add("doctor", "say what is on, where it goes and what is wrong", _DOCTOR, _DOCTOR_EXAMPLE, "[--json]")
+    doctor.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def _add_tbot_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `tbot start` that change the event, as tbot spells them."""
+    parser.add_argument("-c", "--config", metavar="FILE", default="", help="tbot's configuration")
+    parser.add_argument("--oneshot", action=argparse.BooleanOptionalAction, help="tbot runs once")
+    parser.add_argument("--join-method", metavar="M", default="", help="as for tbot")
+    parser.add_argument("--join-uri", metavar="URI", default="", help="as for tbot; only its method is read")
+    parser.add_argument("--token", metavar="T", default="", help="as for tbot; not read")
+    parser.add_argument("--destination-dir", metavar="DIR", default="", help="as for tbot; not read")
+
+
+def _read_event(parsed: argparse.Namespace, command: Sequence[str]) -> "TbotStart":
+    _check_relay_extra()
+    from otel_tbot.tbot_config import read_event
+
+    flags = _to_start_flags(parsed)
+    if command:
+        if flags != _to_start_flags(_parse_tbot_flags([])[0]):
+            raise OtelTbotError("tbot's flags stand either before or behind --, not on both sides")
+        behind, rest = _parse_tbot_flags(command)
+        if "start" not in rest:
+            raise OtelTbotError("what stands behind -- must be a `tbot start` with its arguments")
+        flags = replace(_to_start_flags(behind), subcommand=_find_subcommand(rest[rest.index("start") + 1 :]))
+    return read_event(
+        flags, os.environ, version=parsed.tbot_version, helper=parsed.helper, helper_version=parsed.helper_version
+    )
+
+
+def _parse_tbot_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags that change the event, and all other arguments of a command line of tbot."""
+    parser = _Parser(prog="tbot", add_help=False, allow_abbrev=False, usage="tbot start [ARG...]")
+    _add_tbot_flags(parser)
+    try:
+        return parser.parse_known_args(arguments)
+    except SystemExit:
+        raise OtelTbotError("what stands behind -- is no command line of tbot") from None
+
+
+def _to_start_flags(parsed: argparse.Namespace) -> "StartFlags":
+    from otel_tbot.event import to_join_type
+    from otel_tbot.tbot_config import StartFlags, parse_join_uri
+
+    join_type = to_join_type(parsed.join_method)
+    if parsed.join_uri:
+        join_type = parse_join_uri(parsed.join_uri, place="--join-uri")
+    return StartFlags(
+        config_path=parsed.config,
+        is_one_shot=parsed.oneshot,
+        join_type=join_type,
+        has_token=bool(parsed.token),
+        has_destination_dir=bool(parsed.destination_dir),
+    )
+
+
+def _find_subcommand(arguments: Sequence[str]) -> str:
+    """The subcommand among *arguments*, which stand behind `tbot start`; "" for none. Pure."""
+    is_value = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            is_value = "=" not in argument and argument not in _TBOT_SWITCHES and not argument.startswith("--no-")
+        elif is_value:
+            is_value = False
+        else:
+            return argument
+    return ""
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -88,7 +232,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own[:end], own[end + 1 :]
 
 
-def _run(command: Sequence[str]) -> int:
+def _run(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
     # A whole command line goes from __main__ to the launcher; what comes here has no command, or no POSIX.
     if command:
         _say("run", "needs Linux or macOS; on Windows, send the event with `otel_tbot.emit`")
@@ -97,12 +241,49 @@ def _run(command: Sequence[str]) -> int:
     return 2
 
 
-def _demo(command: Sequence[str]) -> int:
+def _demo(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
+    _check_relay_extra()
     from otel_tbot.demo import demo
 
-    _check_relay_extra()
-
     return demo(command)
+
+
+def _emit(parsed: argparse.Namespace, command: Sequence[str]) -> int:
+    if not enabled():
+        print("telemetry is off: nothing was sent")
+        return 0
+    event = _read_event(parsed, command)
+    from otel_tbot.sending import emit
+
+    outcome = emit(event)
+    if outcome is Outcome.ACCEPTED:
+        print("the collector has accepted the event")
+        return 0
+    _say("emit", f"the event was not delivered: {outcome.value}; `otel-tbot doctor` looks for the reason")
+    return 1
+
+
+def _preview(parsed: argparse.Namespace, command: Sequence[str]) -> int:
+    event = _read_event(parsed, command)
+    from otel_tbot.preview import to_preview
+
+    preview = to_preview(event, os.environ, signal=parsed.signal or settings.SIGNAL.resolve(os.environ))
+    for fault in settings.find_faults(os.environ):
+        _say("preview", fault)
+    print(preview.body)
+    if enabled():
+        _say("preview", f"nothing was sent; `emit` would send this {preview.way}")
+    else:
+        _say("preview", f"nothing was sent, and telemetry is off; on, `emit` would send this {preview.way}")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
+    from otel_tbot import doctor
+
+    findings = doctor.examine(os.environ)
+    print(doctor.to_json(findings, is_on=enabled()) if parsed.json else doctor.to_text(findings))
+    return 0 if doctor.is_healthy(findings) or not enabled() else 1
 
 
 def _check_relay_extra() -> None:

@@ -11,26 +11,34 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # Which modules of ours each module may import, at its top or inside a function: the direction of the data.
 ALLOWED = {
-    "__init__": {"consent", "errors", "event", "outcome", "sending"},
+    "__init__": {"consent", "errors", "event", "exporters", "outcome", "sending"},
     "__main__": {"cli", "launcher"},
     "errors": set(),
     "outcome": set(),
     "consent": set(),
     "settings": set(),
+    "deadline": set(),
     "event": {"errors"},
-    "anonymity": {"__init__", "event"},
-    "exporters": {"outcome", "settings"},
-    "sending": {"anonymity", "consent", "event", "exporters", "outcome", "settings"},
+    "tbot_config": {"errors", "event"},
     "report": {"errors", "event", "prehog"},
+    "anonymity": {"__init__", "event"},
+    "otlp": {"outcome", "settings"},
+    "exporters": {"anonymity", "consent", "deadline", "errors", "otlp", "outcome", "settings"},
+    "sending": {"anonymity", "consent", "deadline", "event", "otlp", "outcome", "settings"},
     "bridge": {"errors", "event", "outcome", "prehog", "report"},
     "launcher": {"consent", "settings"},
     "doorkeeper": {"launcher", "relay", "settings"},
     "relay": {"bridge", "consent", "doorkeeper", "event", "outcome", "sending", "settings"},
     "stand_in": {"consent", "event", "launcher", "prehog", "report"},
-    "demo": {"consent", "exporters", "launcher"},
-    "cli": {"__init__", "demo", "errors"},
+    "demo": {"consent", "launcher", "otlp"},
+    "preview": {"anonymity", "event", "otlp", "settings"},
+    "doctor": {"consent", "deadline", "launcher", "otlp", "outcome", "settings"},
+    "cli": {
+        *("__init__", "consent", "demo", "doctor", "errors", "event", "outcome", "preview", "sending", "settings"),
+        "tbot_config",
+    },
 }
-KNOW_OPENTELEMETRY = {"anonymity", "exporters", "sending"}
+KNOW_OPENTELEMETRY = {"anonymity", "exporters", "otlp", "sending"}
 KNOW_THE_PROTOCOL = {"bridge", "report", "stand_in"}
 START_PATH = {"__init__": {"importlib"}, "__main__": {"sys", "_signal"}, "consent": {"os"}, "settings": {"urllib"}} | {
     "launcher": {"os", "sys", "importlib", "_socket", "_signal"}
@@ -70,8 +78,8 @@ def test_modules_import_along_the_data_s_way(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_three_modules_know_opentelemetry(module):
-    """OpenTelemetry is imported in anonymity, exporters and sending, and nowhere else."""
+def test_only_four_modules_know_opentelemetry(module):
+    """OpenTelemetry is imported in anonymity, otlp, exporters and sending, and nowhere else."""
     _, others = imports_of(module)
 
     assert not {"opentelemetry", "grpc", "requests"} & others or module in KNOW_OPENTELEMETRY

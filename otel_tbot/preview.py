@@ -1,0 +1,42 @@
+"""`otel-tbot preview`: a `TbotStart` goes in, the request that would carry it comes out, and nothing is sent."""
+
+import gzip
+import json
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from otel_tbot import anonymity, otlp, settings
+from otel_tbot.event import TbotStart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """The request: its `body` as OTLP/JSON, and `way`, one line with where it would go, how, and its size in bytes."""
+
+    body: str
+    way: str
+
+
+def to_preview(event: TbotStart, environ: Mapping[str, str], *, signal: str) -> Preview:
+    """The request that `emit` would send for *event* as *signal* under *environ*, consent aside."""
+    to_otel = anonymity.to_span if signal == "span" else anonymity.to_log_record
+    record = to_otel(event, time_ns=time.time_ns(), resource=anonymity.to_resource(is_local=True))
+    request = otlp.to_request(signal, record)
+    return Preview(
+        body=json.dumps(otlp.to_json(request), indent=2), way=_describe(request.SerializeToString(), environ, signal)
+    )
+
+
+def _describe(body: bytes, environ: Mapping[str, str], signal: str) -> str:
+    endpoint = settings.redact_url(settings.resolve_endpoint(environ, signal))
+    if not endpoint:
+        return "to no endpoint: it is malformed; see `otel-tbot doctor`"
+    protocol = settings.resolve_protocol(environ, signal)
+    compression = settings.COMPRESSION.resolve(environ, signal)
+    size = f"{len(body)} bytes"
+    if compression != "none":
+        packed = gzip.compress(body) if compression == "gzip" else zlib.compress(body)
+        size += f", {len(packed)} with {compression}"
+    return f"to {endpoint} over {protocol}, {size}"
