@@ -34,8 +34,8 @@ check: lint types docs-check ## Run every check that runs no product code
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell README.md CHANGELOG.md otel_tbot tests collector-config
-	$(BIN)/yamllint --strict collector-config
+	$(BIN)/codespell README.md CHANGELOG.md otel_tbot tests collector-config deploy
+	$(BIN)/yamllint --strict collector-config deploy
 
 .PHONY: types
 types: $(VENV)/.developed

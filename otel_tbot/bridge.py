@@ -1,119 +1,167 @@
-"""The service that speaks tbot's protocol: reports go in, events go on, and the answer tells what became of them.
+"""The bridge: many tbots' reports go in, their events go to the collector together, each is answered after its export.
 
-Connect RPC, prehog.v1alpha.TbotReportingService/SubmitTbotEvent, as an ASGI application; the relay of `run` serves it
-for one event. Client addresses and headers are neither read nor logged.
-Source: Connect protocol, "Unary request" and "Error codes"; prehog/tbot.proto.
+Stateless, so that any number of them can run behind a load balancer.
 """
 
-import hmac
-import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast
 
 from connectrpc.code import Code
-from connectrpc.codec import Codec
-from connectrpc.compat import google_protobuf_codecs
 from connectrpc.errors import ConnectError
 
-from otel_tbot.errors import EventError
+from otel_tbot import sending, settings
+from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
+from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
+from otel_tbot.grouping import FullError, GroupCommit
 from otel_tbot.outcome import Outcome
-from otel_tbot.prehog.tbot_connect import TbotReportingServiceASGIApplication
-from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
-from otel_tbot.report import parse_report
+from otel_tbot.service import Receive, Scope, Send, answer_plainly, build_application
 
-MAX_REQUEST_BYTES: Final = 16 * 1024
-"""A report has some two hundred bytes."""
+DRAIN_SECONDS: Final = 7.5
+"""How long what waits may wait for its answer once the end was asked for."""
 
-_CONTENT_TYPES: Final = (b"application/proto", b"application/json")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
-Deliver = Callable[[TbotStart], Awaitable[Outcome]]
-
-logger = logging.getLogger("otel_tbot")
+HEALTH_PATH: Final = "/healthz"
+READY_PATH: Final = "/readyz"
 
 
-def build_application(deliver: Deliver, *, path_prefix: str = "") -> AsgiApplication:
-    """The ASGI application that answers each report with what *deliver* made of it.
+@dataclass(slots=True)
+class Counts:
+    """What the bridge did since it started, for its own metrics.
 
-    Answers OK for ACCEPTED only, `invalid_argument` for a report that breaks a rule (naming the field, not its
-    value), `unavailable` for any other outcome. *path_prefix*, such as "/secret", stands in front of the procedure's
-    path; any other path is not found.
+    `refused` counts by reason: a Connect code, or what became of an event that the collector did not accept.
+    `on_export` is called with the seconds and the outcome of each export.
     """
-    connect = TbotReportingServiceASGIApplication(
-        _TbotReporting(deliver),
-        read_max_bytes=MAX_REQUEST_BYTES,
-        codecs=[_QuietCodec(c) for c in google_protobuf_codecs()],
-    )
-    prefix = path_prefix.encode()
 
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"].encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(path[: len(prefix)], prefix):
-                await _answer_plainly(send, 404)
+    received: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    on_export: Callable[[float, Outcome], None] = lambda _seconds, _outcome: None
+
+
+class BridgeError(OtelTbotError):
+    """A bridge that must not, or cannot, be started: which setting, and what to do."""
+
+
+class Bridge:
+    """The bridge as an ASGI application: many reports, sent together, each answered after its export.
+
+    Reads *environ* when it starts, which is at the lifespan's startup or, in a server without one, at the first
+    request. Above the bounds of `GroupCommit` a report gets `resource_exhausted` at once.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, path_prefix: str = "") -> None:
+        self.counts = Counts()
+        self._environ = environ
+        self._application = build_application(self._deliver, path_prefix=path_prefix, note=self._note)
+        self._group: GroupCommit | None = None
+        self._is_draining = False
+        self._stop_metrics: Callable[[], None] = lambda: None
+
+    @property
+    def waiting(self) -> int:
+        """How many reports wait for their export."""
+        return self._group.waiting if self._group is not None else 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, or the server's lifespan."""
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+        elif scope["type"] == "http" and scope["path"] in (HEALTH_PATH, READY_PATH):
+            is_ready = self._group is not None and not self._is_draining
+            await answer_plainly(send, 200 if is_ready or scope["path"] == HEALTH_PATH else 503)
+        else:
+            if self._group is None:
+                self.start()
+            await self._application(scope, receive, send)
+
+    def start(self) -> None:
+        """Gets ready to send; within a running event loop.
+
+        Raises:
+            BridgeError: telemetry is off, or there is no endpoint to send to, or a certificate is none.
+        """
+        check_consent(self._environ)
+        self._group = GroupCommit(_TimedSender(self._environ, self.counts))
+        self._stop_metrics = _start_metrics(self, self._environ)
+
+    async def stop(self, limit_seconds: float = DRAIN_SECONDS) -> None:
+        """Answers what waits, within *limit_seconds*, and is not ready any more."""
+        if self._group is not None and not self._is_draining:
+            self._is_draining = True
+            await self._group.drain(limit_seconds)
+            await asyncio.to_thread(self._stop_metrics)
+
+    async def _deliver(self, event: TbotStart) -> Outcome:
+        group = cast("GroupCommit", self._group)  # started before any request
+        timeout_ms = settings.DAEMON_DEADLINE_MS
+        if event.run_mode != "daemon":
+            timeout_ms = min(timeout_ms, settings.TIMEOUT.resolve(self._environ))
+        try:
+            return await group.deliver(event, time_ns=time.time_ns(), limit_seconds=timeout_ms / 1000)
+        except FullError:
+            raise ConnectError(Code.RESOURCE_EXHAUSTED, "too many reports wait for the collector") from None
+
+    def _note(self, reason: str) -> None:
+        self.counts.received += 1
+        if reason:
+            self.counts.refused[reason] += 1
+        else:
+            self.counts.accepted += 1
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
                 return
-            content_type = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
-            if scope["method"] == "POST" and content_type not in _CONTENT_TYPES:
-                await _answer_plainly(send, 415, (b"accept-post", b", ".join(_CONTENT_TYPES)))
+            try:
+                self.start()
+            except BridgeError as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            scope = {**scope, "path": scope["path"][len(path_prefix) :], "root_path": ""}
-        await connect(scope, receive, send)
-
-    return application
+            await send({"type": "lifespan.startup.complete"})
 
 
-class _TbotReporting:
-    """TbotReportingService, on *deliver*."""
+class _TimedSender(sending.GroupSender):
+    """Sends groups, and tells the counts how long each took."""
 
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def __init__(self, environ: Mapping[str, str], counts: Counts) -> None:
+        super().__init__(environ)
+        self._counts = counts
 
-    async def submit_tbot_event(self, request: SubmitTbotEventRequest, _context: object, /) -> SubmitTbotEventResponse:
-        try:
-            event = parse_report(request)
-        except EventError as error:
-            raise ConnectError(Code.INVALID_ARGUMENT, str(error)) from None
-        try:
-            outcome = await self._deliver(event)
-        except ConnectError:
-            raise
-        except Exception as error:  # noqa: BLE001  # one request: whatever it is, the event did not leave
-            logger.warning("a report could not be handled: %s", type(error).__name__)
-            outcome = Outcome.UNREACHABLE
-        if outcome is not Outcome.ACCEPTED:
-            raise to_unavailable(outcome)
-        return SubmitTbotEventResponse()
+    def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
+        began = time.monotonic()
+        outcome = super().send(events, deadline_seconds=deadline_seconds)
+        self._counts.on_export(time.monotonic() - began, outcome)
+        return outcome
 
 
-def to_unavailable(outcome: Outcome) -> ConnectError:
-    """The answer for an event that the collector is not known to have; tells nothing of the collector. Pure."""
-    return ConnectError(Code.UNAVAILABLE, f"the event did not reach the OpenTelemetry Collector: {outcome.value}")
+def check_consent(environ: Mapping[str, str]) -> None:
+    """Returns where a bridge may run under *environ*: consent is in the reports, unless it is taken back here. Pure.
+
+    Raises:
+        BridgeError: it was taken back.
+    """
+    if is_sdk_disabled(environ):
+        raise BridgeError(f"{SDK_DISABLED_VARIABLE}: telemetry is off; unset it, or start no bridge")
+    if not is_granted(environ, FROM_REPORT):
+        raise BridgeError(f"{CONSENT_VARIABLE}: set, but not to a yes; unset it, or start no bridge")
 
 
-class _QuietCodec:
-    """A codec whose errors do not repeat what they could not read."""
+def _start_metrics(bridge: Bridge, environ: Mapping[str, str]) -> Callable[[], None]:
+    """Starts the bridge's own metrics where OTEL_METRICS_EXPORTER asks for them; what ends them again."""
+    if environ.get("OTEL_METRICS_EXPORTER", "").strip() in ("", "none"):
+        return lambda: None
+    from otel_tbot.bridge_metrics import start
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-
-    def name(self) -> str:
-        return self._codec.name()
-
-    def encode(self, message: object) -> bytes:
-        return self._codec.encode(message)
-
-    def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
-        try:
-            return self._codec.decode(data, message_class)
-        except Exception:  # noqa: BLE001  # google.protobuf raises several kinds, which quote the input
-            raise ConnectError(Code.INVALID_ARGUMENT, "the body is no SubmitTbotEventRequest") from None
+    return start(bridge, environ)
 
 
-async def _answer_plainly(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
-    fields: Sequence[tuple[bytes, bytes]] = [(b"content-length", b"0"), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": b""})
+app: Final = Bridge()
+"""The bridge for a server of one's own: `uvicorn otel_tbot.bridge:app`."""

@@ -43,6 +43,21 @@ example:
 
 exit status: 0 when one record and then nothing arrived, otherwise 1."""
 
+_BRIDGE: Final = """\
+Serves tbot's protocol for many tbots, which need nothing but two variables, and sends
+their events on to the collector. A report is answered with success only after the
+collector accepted its event. Without TLS and access control: keep it where only tbots
+can reach it, and see `otel_tbot.bridge:app` for a server of your own."""
+
+_BRIDGE_EXAMPLE: Final = """\
+example:
+  otel-tbot bridge --listen 127.0.0.1:8080 --path-prefix-file /run/secrets/prefix
+  and for each tbot:
+    TELEPORT_ANONYMOUS_TELEMETRY=1
+    TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS=http://127.0.0.1:8080/PREFIX
+
+exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or telemetry is off."""
+
 _EMIT: Final = """\
 Sends one event for a start of tbot, as its configuration and flags describe it: run
 mode, join method and destinations. For helpers that start tbot where `run` cannot be."""
@@ -74,7 +89,7 @@ example:
 
 exit status: 0 healthy, or off; 1 there is a problem."""
 
-_RELAY_EXTRA: Final = ("connectrpc", "uvicorn", "yaml")
+_RELAY_EXTRA: Final = ("connectrpc", "httptools", "uvicorn", "yaml")
 
 # Flags of `tbot start` that say nothing of the event and take no value.
 _TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))
@@ -109,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"unknown: {flags or 'an argument'}; see `otel-tbot {parsed.command or ''} --help`")
     except SystemExit as end:  # argparse has said what is wrong, or helped
         return int(end.code or 0)
-    commands = {"run": _run, "demo": _demo, "emit": _emit, "preview": _preview, "doctor": _doctor}
+    commands = {"run": _run, "demo": _demo, "emit": _emit, "preview": _preview, "doctor": _doctor, "bridge": _bridge}
     if parsed.command is None:
         parser.print_help()
         return 0
@@ -143,6 +158,10 @@ def _build_parser() -> argparse.ArgumentParser:
 
     add("run", "execute tbot with a relay beside it", _RUN, _RUN_EXAMPLE, "-- COMMAND [ARG...]")
     add("demo", "show the whole way on this machine", _DEMO, _DEMO_EXAMPLE, "[-- COMMAND [ARG...]]")
+    usage = "[--listen HOST:PORT] [--path-prefix-file FILE]"
+    bridge = add("bridge", "serve many tbots that only have an address set", _BRIDGE, _BRIDGE_EXAMPLE, usage)
+    bridge.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8080", help="default: %(default)s")
+    bridge.add_argument("--path-prefix-file", metavar="FILE", help="serve only paths behind the secret in FILE")
     usage = "[OPTION...] [-- tbot start [ARG...]]"
     emit = add("emit", "send one event for a tbot configuration", _EMIT, _EMIT_EXAMPLE, usage)
     preview = add("preview", "print what emit would send", _PREVIEW, _PREVIEW_EXAMPLE, usage)
@@ -246,6 +265,18 @@ def _demo(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
     from otel_tbot.demo import demo
 
     return demo(command)
+
+
+def _bridge(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
+    _check_relay_extra()
+    from otel_tbot.bridge import check_consent
+    from otel_tbot.serving import parse_address, read_path_prefix, serve
+
+    check_consent(os.environ)
+    host, port = parse_address(parsed.listen)
+    path_prefix = read_path_prefix(parsed.path_prefix_file) if parsed.path_prefix_file else ""
+    serve(host, port, path_prefix=path_prefix, environ=os.environ)
+    return 0
 
 
 def _emit(parsed: argparse.Namespace, command: Sequence[str]) -> int:

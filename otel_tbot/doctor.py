@@ -27,7 +27,7 @@ OLDEST_TBOT: Final = (12, 1)
 
 _STEP_SECONDS: Final = 5.0
 _FEW_MS: Final = 60
-_EXTRA_MODULES: Final = ("connectrpc", "uvicorn", "yaml")
+_EXTRA_MODULES: Final = ("connectrpc", "httptools", "uvicorn", "yaml")
 _ENTRY_POINT_GROUPS: Final = ("opentelemetry_logs_exporter", "opentelemetry_traces_exporter")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 _NOT_AN_ANSWER: Final = ("401", "403", "404", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")

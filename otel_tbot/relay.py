@@ -1,6 +1,6 @@
 """The relay's work: accepted connections go in, one report of them goes on, and its answer tells what became of it.
 
-The same service as the bridge, for one report. The time limits count from when a connection was accepted.
+The same service as the bridge's, for one report. The time limits count from when a connection was accepted.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from otel_tbot import bridge, sending, settings
+from otel_tbot import sending, service, settings
 from otel_tbot.consent import FROM_REPORT
 from otel_tbot.doorkeeper import REFUSAL, Door
 from otel_tbot.event import TbotStart
@@ -42,7 +42,7 @@ class _Relay:
     def __init__(self, door: Door, path_prefix: str, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._door = door
-        self._application = bridge.build_application(self._deliver, path_prefix=path_prefix)
+        self._application = service.build_application(self._deliver, path_prefix=path_prefix)
         self._config = Config(
             self._run,
             http=_Connection,
@@ -53,7 +53,7 @@ class _Relay:
             access_log=False,
             proxy_headers=False,
             workers=1,  # or WEB_CONCURRENCY decides, and whatever it holds has to be a number
-            h11_max_incomplete_event_size=bridge.MAX_REQUEST_BYTES,
+            h11_max_incomplete_event_size=service.MAX_REQUEST_BYTES,
         )
         self._server_state = ServerState()
         # A relay that has answered leaves; a client that kept its connection would find nobody there.
@@ -89,7 +89,7 @@ class _Relay:
             connection.close()
             self._door.release()
 
-    async def _run(self, scope: bridge.Scope, receive: bridge.Receive, send: bridge.Send) -> None:
+    async def _run(self, scope: service.Scope, receive: service.Receive, send: service.Send) -> None:
         self._connection.set(scope["state"]["connection"])
         await self._application(scope, receive, send)
 

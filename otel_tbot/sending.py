@@ -6,13 +6,18 @@ Imports nothing of OpenTelemetry until consent was asked.
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from otel_tbot import settings
-from otel_tbot.consent import FROM_ENVIRONMENT, is_granted
+from otel_tbot.consent import FROM_ENVIRONMENT, FROM_REPORT, is_granted
 from otel_tbot.deadline import run_within
+from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
+
+if TYPE_CHECKING:
+    from otel_tbot import otlp
 
 logger = logging.getLogger("otel_tbot")
 
@@ -62,6 +67,58 @@ def send(
             return Outcome.UNREACHABLE
 
     return run_within(deadline_seconds, work) or Outcome.TIMED_OUT
+
+
+class GroupSender:
+    """Sends groups of events, one after the other over one connection, to the collector that *environ* names.
+
+    For the bridge: without operating system and architecture, which would be its own. Imports OpenTelemetry.
+
+    Raises:
+        OtelTbotError: no event could ever be sent: the endpoint is malformed, or a certificate file is none.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        from otel_tbot import anonymity, otlp
+
+        self._environ = environ
+        self._signal: str = settings.SIGNAL.resolve(environ)
+        faults = list(settings.find_faults(environ))
+        if not settings.has_endpoint(environ, self._signal):
+            raise OtelTbotError("; ".join(faults))
+        for fault in faults:
+            logger.warning(fault)
+        self._to_otel = anonymity.to_span if self._signal == "span" else anonymity.to_log_record
+        self._resource = anonymity.to_resource(is_local=False)
+        self._build = otlp.OtlpSender
+        try:
+            otlp.build_tls_context(environ, self._signal)
+            self._sender: otlp.OtlpSender | None = self._build_sender()
+        except (OSError, ValueError) as error:
+            raise OtelTbotError(f"the certificates for the collector cannot be used: {type(error).__name__}") from None
+
+    def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
+        """Sends *events*, each with its time in nanoseconds; one call at a time.
+
+        Keeps *deadline_seconds* where the peer is merely slow: whoever must not wait longer asks from a thread, and
+        tells `give_up`.
+        """
+        if not is_granted(self._environ, FROM_REPORT):
+            return Outcome.OFF
+        try:
+            sender = self._sender = self._sender or self._build_sender()
+            records = [self._to_otel(event, time_ns=time_ns, resource=self._resource) for event, time_ns in events]
+            return sender.send(records, deadline_seconds=deadline_seconds)
+        except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the events did not leave
+            logger.warning("events could not be sent: %s", type(error).__name__)
+            return Outcome.UNREACHABLE
+
+    def give_up(self) -> None:
+        """Leaves the connection to the call that still waits for its answer; the next one makes its own."""
+        self._sender = None
+
+    def _build_sender(self) -> "otlp.OtlpSender":
+        return self._build(self._environ, signal=self._signal, deadline_seconds=settings.DAEMON_DEADLINE_MS / 1000)
 
 
 def load(environ: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
     LogsServiceServicer,
     add_LogsServiceServicer_to_server,
 )
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -75,7 +76,8 @@ class OtlpHttpServer:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress}
                 body = unpack.get(self.headers.get("Content-Encoding", ""), bytes)(body)
-                kind = ExportTraceServiceRequest if self.path.endswith("traces") else ExportLogsServiceRequest
+                kinds = {"traces": ExportTraceServiceRequest, "metrics": ExportMetricsServiceRequest}
+                kind = kinds.get(self.path.rpartition("/")[2], ExportLogsServiceRequest)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 server.requests.append(Received(self.path, headers, kind.FromString(body)))
                 server.has_come.set()

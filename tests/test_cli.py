@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.launching import LAUNCHER, MEASURED
 from tests.servers import Answer, OtlpGrpcServer, OtlpHttpServer, refusing_port
 
-COMMANDS = ("run", "demo", "emit", "preview", "doctor")
+COMMANDS = ("run", "demo", "bridge", "emit", "preview", "doctor")
 CANARY = "canary-3f0a"
 
 

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from otel_tbot.anonymity import to_resource
+from otel_tbot.bridge_metrics import METRICS
 from otel_tbot.consent import CONSENT_VARIABLE
 from otel_tbot.event import ATTRIBUTES
 from otel_tbot.settings import SETTINGS
@@ -38,6 +39,11 @@ def test_no_variable_is_documented_that_the_code_does_not_know():
     named = set(re.findall(r"\b(?:OTEL|TELEPORT)_[A-Z_]+\b", README))
 
     assert known | not_used == named - {"OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_LOGS_", "OTEL_EXPORTER_OTLP_TRACES_"}
+
+
+def test_every_metric_of_the_bridge_is_documented_and_no_other():
+    """README names the bridge's own metrics as the code does."""
+    assert set(METRICS) == set(re.findall(r"`(otel_tbot\.bridge\.[a-z.]+\.[a-z]+)`", README))
 
 
 def test_every_make_target_that_is_documented_is_there():

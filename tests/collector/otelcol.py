@@ -3,7 +3,7 @@
 import json
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,25 +25,63 @@ service:
 """
 
 
+class OtelcolProcess:
+    """One collector, to be started, killed and started again with the same *arguments*; its log is in *folder*."""
+
+    def __init__(self, program: str, arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> None:
+        self._command = [program, *arguments]
+        self._log_path = folder / "collector.log"
+        self._environ = dict(environ)
+
+    def start(self) -> bool:
+        """Starts it and waits until it is ready; False where it ended instead, because a port was taken, say."""
+        with self._log_path.open("w") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environ)
+        poll_until(
+            lambda: "Everything is ready" in self.log() or self._process.poll() is not None,
+            waiting_for="the collector to be ready",
+        )
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and its end."""
+        self._process.terminate()
+        self._process.wait()
+
+    def log(self) -> str:
+        """What it wrote since its last start."""
+        return self._log_path.read_text()
+
+
 class Collector:
     """A collector that writes what it accepts to a file, one OTLP/JSON request a line."""
 
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
         self._folder = folder
-        self._path = folder / "accepted.jsonl"
+        self.path = folder / "accepted.jsonl"
 
     def __enter__(self) -> Self:
         # A port found free may be taken by the time the collector binds it: then other ones are tried.
         for _ in range(10):
             self.ports = {"http/protobuf": find_free_port(), "grpc": find_free_port()}
-            if self._start():
+            configuration = _CONFIGURATION.format(
+                http_port=self.ports["http/protobuf"], grpc_port=self.ports["grpc"], path=self.path
+            )
+            (self._folder / "collector.yaml").write_text(configuration)
+            arguments = ["--config", str(self._folder / "collector.yaml")]
+            self._process = OtelcolProcess(self._program, arguments, self._folder, {})
+            if self._process.start():
                 return self
-        raise AssertionError(self._log())
+        raise AssertionError(self._process.log())
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self._process.stop()
 
     def environ(self, protocol: str, signal: str) -> dict[str, str]:
         """The settings that send *signal* here over *protocol*."""
@@ -55,30 +93,12 @@ class Collector:
 
     def requests(self) -> list[dict[str, Any]]:
         """All that was accepted and written so far; the file is written line by line, the last may be unfinished."""
-        text = self._path.read_text() if self._path.exists() else ""
+        text = self.path.read_text() if self.path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def wait_for_session(self, session_id: str) -> None:
         """Waits until the event of *session_id* is in the file; all that was accepted before it is there by then."""
         poll_until(lambda: session_id in json.dumps(self.requests()), waiting_for=f"session {session_id} in the file")
-
-    def _start(self) -> bool:
-        configuration = _CONFIGURATION.format(
-            http_port=self.ports["http/protobuf"], grpc_port=self.ports["grpc"], path=self._path
-        )
-        (self._folder / "collector.yaml").write_text(configuration)
-        with (self._folder / "collector.log").open("w") as log:
-            self._process = subprocess.Popen(
-                [self._program, "--config", self._folder / "collector.yaml"], stdout=log, stderr=log
-            )
-        poll_until(
-            lambda: "Everything is ready" in self._log() or self._process.poll() is not None,
-            waiting_for="the collector to be ready",
-        )
-        return self._process.poll() is None
-
-    def _log(self) -> str:
-        return (self._folder / "collector.log").read_text()
 
 
 def find_free_port() -> int:

@@ -2,7 +2,7 @@
 //
 // It reads tbot's four variables, posts with connect-go as tbot does, in the background and without a deadline, and
 // waits for the answer before it ends. What becomes of the report never changes its exit status. Unlike tbot it
-// reports nowhere when no address is set: tbot would report to Teleport.
+// reports nowhere when no address is set: tbot would report to Teleport. `reporter load` stands for many at once.
 package main
 
 import (
@@ -27,6 +27,10 @@ import (
 const statusNoAddress = 3
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "load" {
+		load(os.Args[2:])
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "start" {
 		os.Args = append(os.Args[:1], os.Args[2:]...)
 	}
@@ -109,7 +113,7 @@ func newClient(address string, gzip, json, sized bool) prehogconnect.TbotReporti
 	if json {
 		options = append(options, connect.WithProtoJSON())
 	}
-	client := &http.Client{Transport: chunkedTransport{}}
+	client := &http.Client{Transport: chunked{http.DefaultTransport}}
 	if sized {
 		client.Transport = nil
 	}
@@ -143,12 +147,12 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// chunkedTransport sends each body in chunks, as the connect-go in tbot does; newer ones send its length.
-type chunkedTransport struct{}
+// chunked sends each body in chunks, as the connect-go in tbot does; newer ones send its length.
+type chunked struct{ http.RoundTripper }
 
-func (chunkedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	chunked := request.Clone(request.Context())
-	chunked.ContentLength = -1
-	chunked.TransferEncoding = []string{"chunked"}
-	return http.DefaultTransport.RoundTrip(chunked)
+func (transport chunked) RoundTrip(request *http.Request) (*http.Response, error) {
+	clone := request.Clone(request.Context())
+	clone.ContentLength = -1
+	clone.TransferEncoding = []string{"chunked"}
+	return transport.RoundTripper.RoundTrip(clone)
 }

@@ -1,0 +1,188 @@
+import asyncio
+import gzip
+import json
+from collections.abc import Sequence
+
+import pytest
+from google.protobuf.json_format import MessageToJson
+
+from otel_tbot.event import TbotStart
+from otel_tbot.outcome import Outcome
+from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
+from otel_tbot.report import to_report
+from otel_tbot.service import MAX_REQUEST_BYTES, build_application
+
+PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+PROTO = ((b"content-type", b"application/proto"), (b"connect-protocol-version", b"1"))
+JSON = ((b"content-type", b"application/json"),)
+
+
+class Caller:
+    """Calls the application as an ASGI server does; keeps the events that it delivered."""
+
+    def __init__(self, outcome: Outcome | Exception = Outcome.ACCEPTED, *, path_prefix: str = "") -> None:
+        self.events: list[TbotStart] = []
+
+        async def deliver(event: TbotStart) -> Outcome:
+            self.events.append(event)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        self._application = build_application(deliver, path_prefix=path_prefix)
+
+    def call(
+        self,
+        body: bytes,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = PROTO,
+        path: str = PROCEDURE,
+        method: str = "POST",
+        chunk_bytes: int = 64,
+    ) -> tuple[int, bytes]:
+        """One request; its status and body."""
+        chunks = [body[i : i + chunk_bytes] for i in range(0, len(body), chunk_bytes)] or [b""]
+        sent: list[dict] = []
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode("utf-8", "surrogateescape"),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"host", b"x"), *headers],
+            "client": ("192.0.2.7", 1),
+        }
+        asyncio.run(self._application(scope, receive, send))
+        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def a_report() -> SubmitTbotEventRequest:
+    """A daemon's report."""
+    return to_report(TbotStart(run_mode="daemon", version="18.4.1"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "to_body"),
+    [
+        (PROTO, lambda report: report.SerializeToString()),
+        ((*PROTO, (b"content-encoding", b"gzip")), lambda report: gzip.compress(report.SerializeToString())),
+        (JSON, lambda report: MessageToJson(report).encode()),
+        (((b"content-type", b"application/json; charset=utf-8"),), lambda report: MessageToJson(report).encode()),
+    ],
+    ids=["proto", "gzip", "JSON", "JSON with a charset"],
+)
+def test_a_report_is_delivered_and_answered(headers, to_body):
+    """In each form of the protocol the event is delivered once, and the answer is an empty response."""
+    caller = Caller()
+    report = a_report()
+    status, body = caller.call(to_body(report), headers=headers)
+
+    assert (200, b"{}" if b"json" in headers[0][1] else SubmitTbotEventResponse().SerializeToString()) == (status, body)
+    assert [report.distinct_id] == [event.session_id for event in caller.events]
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.ACCEPTED])
+def test_whatever_is_not_accepted_is_unavailable(outcome):
+    """No outcome but acceptance is answered with OK; the answer says which it was and nothing of the collector."""
+    status, body = Caller(outcome).call(a_report().SerializeToString())
+
+    assert 503 == status
+    assert {
+        "code": "unavailable",
+        "message": f"the event did not reach the OpenTelemetry Collector: {outcome.value}",
+    } == json.loads(body)
+
+
+def test_a_failure_of_our_own_is_unavailable_and_does_not_tell(caplog):
+    """A defect is answered as a failed delivery; its class is logged, its text is not."""
+    status, body = Caller(RuntimeError("canary")).call(a_report().SerializeToString())
+
+    assert 503 == status
+    assert b"canary" not in body
+    assert ["a report could not be handled: RuntimeError"] == [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: setattr(report, "distinct_id", "canary"), "session_id: must be a random (version 4) UUID"),
+        (lambda report: report.ClearField("start"), "event: must be a start; no other event is known"),
+        (
+            lambda report: (setattr(report.start, "destinations_other", -7), report.start.ClearField("run_mode")),
+            "run_mode: must be one of one-shot, daemon; "
+            "destinations_other: must be a whole number from 0 to 2147483647",
+        ),
+    ],
+)
+def test_a_report_that_breaks_a_rule_is_invalid(change, message):
+    """Every broken field is named, none of their values, and nothing is delivered."""
+    report = a_report()
+    change(report)
+    caller = Caller()
+    status, body = caller.call(report.SerializeToString())
+
+    assert (400, {"code": "invalid_argument", "message": message}) == (status, json.loads(body))
+    assert not caller.events
+
+
+@pytest.mark.parametrize("headers", [PROTO, JSON])
+@pytest.mark.parametrize(
+    "body", [b"\xff\xffcanary", b'{"canary": 1}', b'{"start": {"run_mode": "canary"}}', b"{canary"]
+)
+def test_a_body_that_is_no_report_is_invalid_and_not_repeated(body, headers):
+    """Broken protobuf and JSON are answered without what stood in them."""
+    caller = Caller()
+    status, answer = caller.call(body, headers=headers)
+
+    assert (400, "invalid_argument") == (status, json.loads(answer)["code"])
+    assert b"canary" not in answer
+    assert not caller.events
+
+
+@pytest.mark.parametrize("headers", [PROTO, (*PROTO, (b"content-encoding", b"gzip"))])
+def test_a_body_above_the_limit_is_refused(headers):
+    """More than 16 KiB, also as a small body that unpacks to more, is no report."""
+    report = a_report()
+    report.start.helper = "x" * MAX_REQUEST_BYTES
+    body = report.SerializeToString()
+    caller = Caller()
+    status, answer = caller.call(gzip.compress(body) if len(headers) > len(PROTO) else body, headers=headers)
+
+    assert (429, "resource_exhausted") == (status, json.loads(answer)["code"])
+    assert not caller.events
+
+
+@pytest.mark.parametrize(
+    ("status", "request_of"),
+    [
+        (404, {"path": PROCEDURE}),
+        (404, {"path": "/secret"}),
+        (404, {"path": "/secretx" + PROCEDURE}),
+        (404, {"path": "/secret/" + PROCEDURE}),
+        (404, {"path": "/s\udcffcret" + PROCEDURE}),
+        (404, {"path": ""}),
+        (405, {"path": "/secret" + PROCEDURE, "method": "GET"}),
+        (405, {"path": "/secret" + PROCEDURE, "method": "PUT"}),
+        (415, {"path": "/secret" + PROCEDURE, "headers": ((b"content-type", b"application/grpc"),)}),
+        (415, {"path": "/secret" + PROCEDURE, "headers": ((b"content-type", b"application/connect+proto"),)}),
+        (415, {"path": "/secret" + PROCEDURE, "headers": ()}),
+    ],
+    ids=str,
+)
+def test_only_the_procedure_on_the_secret_path_is_served(status, request_of):
+    """Any other path is not found, any other method and content type refused, and the right ones work."""
+    caller = Caller(path_prefix="/secret")
+
+    assert status == caller.call(a_report().SerializeToString(), **request_of)[0]
+    assert not caller.events
+    assert 200 == caller.call(a_report().SerializeToString(), path="/secret" + PROCEDURE)[0]
