@@ -77,6 +77,12 @@ build/reporter: $(wildcard tests/reporter/*.go tests/reporter/go.* tests/reporte
 	@mkdir -p build
 	cd tests/reporter && go build -o ../../build/reporter .
 
+.PHONY: bench
+bench: $(VENV)/.developed collector reporter ## Measure, and print tables; benchmarks/RESULTS.md holds what was measured
+	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
+	$(BIN)/python -m benchmarks.servers
+	$(BIN)/python -m benchmarks.bridge_memory
+
 .PHONY: build
 build: $(VENV)/.developed ## Build sdist and wheel into dist/
 	@rm -rf dist

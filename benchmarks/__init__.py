@@ -1,0 +1,1 @@
+"""What every figure of speed or memory comes from."""
