@@ -24,9 +24,17 @@ def main(way: str, signal: str, session_id: str) -> None:
     """Records a `tbot.start` of *session_id* as *signal*, and others that are none, inside a span with baggage."""
     from opentelemetry import baggage, context, trace
     from opentelemetry._logs import LogRecord, get_logger
+    from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient
+    from opentelemetry.instrumentation.requests import RequestsInstrumentor
 
     from otel_tbot import TbotStart, emit
 
+    # What would send trace and baggage along is on, or their absence would prove nothing.
+    if not (
+        RequestsInstrumentor().is_instrumented_by_opentelemetry
+        and GrpcInstrumentorClient().is_instrumented_by_opentelemetry
+    ):
+        raise RuntimeError("requests or grpc is not instrumented")
     event = TbotStart(run_mode="one-shot", version="18.4.1", join_type="iam", session_id=session_id)
     attributes = {**event.attributes(), CANARY: CANARY}
     context.attach(baggage.set_baggage(CANARY, CANARY))
