@@ -36,8 +36,8 @@ _ANYWHERE: Final = {
 }
 
 # Values of OpenTelemetry's registry; a system or processor outside it is left out.
-_OS_TYPES: Final = {"Linux": "linux", "Darwin": "darwin", "Windows": "windows", "FreeBSD": "freebsd"}
-_HOST_ARCHS: Final = {
+OS_TYPES: Final = {"Linux": "linux", "Darwin": "darwin", "Windows": "windows", "FreeBSD": "freebsd"}
+HOST_ARCHS: Final = {
     "x86_64": "amd64",
     "amd64": "amd64",
     "aarch64": "arm64",
@@ -70,7 +70,7 @@ def _describe_platform() -> dict[str, str]:
         name, machine = os.uname().sysname, os.uname().machine
     else:
         name, machine = "Windows", os.environ.get("PROCESSOR_ARCHITECTURE", "")
-    platform = {"os.type": _OS_TYPES.get(name), "host.arch": _HOST_ARCHS.get(machine.lower())}
+    platform = {"os.type": OS_TYPES.get(name), "host.arch": HOST_ARCHS.get(machine.lower())}
     return {key: value for key, value in platform.items() if value is not None}
 
 

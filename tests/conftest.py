@@ -2,9 +2,19 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+
+# Under nohup, or in the background of a script, these are ignored, and a child would inherit that.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 REQUIRED = os.environ.get("OTEL_TBOT_REQUIRE_COLLECTOR") == "1"
 ROOT = Path(__file__).parent.parent

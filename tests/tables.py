@@ -1,28 +1,41 @@
-"""`python -m tests.tables [--check]`: writes README's tables anew from the code, or fails where they differ."""
+"""`python -m tests.tables [--check]`: writes what README and the guard list anew from the code.
+
+With --check it fails where they differ.
+"""
 
 import re
 import sys
+import textwrap
+from collections.abc import Iterable
 
+from otel_tbot.anonymity import HOST_ARCHS, OS_TYPES, SCOPE, to_resource
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
+GUARD = ROOT / "collector-config" / "guard.yaml"
+
+# What a version of the SDK and of this package looks like, in Go's regular expressions.
+_SDK_VERSION = "[0-9]{1,4}(?:[.][0-9]{1,4}){1,3}(?:(?:a|b|rc|[.]dev)[0-9]{1,4})?"
+_LINE_CHARACTERS = 116
 
 
 def main() -> int:
-    """0 where README is true now, 1 where --check found it was not."""
-    text = README.read_text(encoding="utf-8")
-    renewed = renew(text)
-    if "--check" not in sys.argv:
-        README.write_text(renewed, encoding="utf-8")
-    elif text != renewed:
-        print("README.md: a table differs from the code; run `make docs`", file=sys.stderr)
-        return 1
-    return 0
+    """0 where both files are true now, 1 where --check found that one was not."""
+    status = 0
+    for path, renew in ((README, renew_readme), (GUARD, renew_guard)):
+        text = path.read_text(encoding="utf-8")
+        renewed = renew(text)
+        if "--check" not in sys.argv:
+            path.write_text(renewed, encoding="utf-8")
+        elif text != renewed:
+            print(f"{path.name}: differs from the code; run `make docs`", file=sys.stderr)
+            status = 1
+    return status
 
 
-def renew(text: str) -> str:
+def renew_readme(text: str) -> str:
     """*text* with each table between its markers made anew."""
     for name, table in (("attributes", to_attribute_table()), ("settings", to_setting_table())):
         begin, end = f"<!-- {name}: `make docs` writes this table -->\n", f"\n<!-- end of {name} -->"
@@ -31,6 +44,106 @@ def renew(text: str) -> str:
             raise AssertionError(f"README.md has no markers for the table of {name}")
         text = text[: found.start()] + begin + table + end + text[found.end() :]
     return text
+
+
+def renew_guard(text: str) -> str:
+    """*text* with each list between its markers made anew."""
+    lists = {
+        "attributes: log": (6, to_conditions("log")),
+        "attributes: span": (6, to_conditions("span")),
+        "keys: log": (10, to_keys("log")),
+        "keys: span": (10, to_keys("span")),
+    }
+    for name, (indent, entries) in lists.items():
+        text = _replace(text, name, "".join(_to_item(entry, indent) for entry in entries))
+    resource = "      - context: resource\n        statements:\n"
+    resource += "".join(_to_item(entry, 10) for entry in to_resource_statements())
+    resource += "      - context: scope\n        statements:\n"
+    resource += "".join(_to_item(entry, 10) for entry in to_scope_statements())
+    return _replace(text, "resource", resource)
+
+
+def _replace(text: str, name: str, lines: str) -> str:
+    kind = name.partition(":")[0]
+    pattern = rf"( *# <{re.escape(name)}>\n).*?( *# </{kind}>\n)"
+    if not re.search(pattern, text, re.DOTALL):
+        raise AssertionError(f"guard.yaml has no markers for {name}")
+    return re.sub(pattern, lambda found: found.group(1) + lines + found.group(2), text, flags=re.DOTALL)
+
+
+def _to_item(entry: str, indent: int) -> str:
+    """An item of a list in YAML, over as many lines as it takes."""
+    folded = textwrap.wrap(entry, _LINE_CHARACTERS - indent, break_long_words=False, break_on_hyphens=False)
+    pad = " " * indent
+    if len(folded) == 1:
+        return f"{pad}- {entry}\n"
+    return f"{pad}- >-\n" + "".join(f"{pad}  {line}\n" for line in folded)
+
+
+def to_conditions(context: str) -> list[str]:
+    """The conditions under which a record is dropped, one an attribute."""
+    return [_to_condition(attribute, f'{context}.attributes["{attribute.key}"]') for attribute in ATTRIBUTES]
+
+
+def _to_condition(attribute: Attribute, path: str) -> str:
+    if attribute.type == "int":
+        return f"not IsInt({path}) or {path} < 0 or {path} > {MAX_COUNT}"
+    if attribute.values:
+        allowed = (*attribute.values, *((OTHER,) if attribute.may_be_other else ()))
+        test = f"ContainsValue({_to_list(allowed)}, {path})"
+    else:
+        test = f'IsMatch({path}, "{_to_pattern(attribute.pattern)}")'
+        if attribute.may_be_other:
+            test = f'({path} == "{OTHER}" or {test})'
+    known = "" if attribute.is_required else f"{path} != nil and "
+    return f"{known}not (IsString({path}) and {test})"
+
+
+def to_keys(context: str) -> list[str]:
+    """The statement that keeps the documented keys."""
+    return [f"keep_keys({context}.attributes, {_to_list(attribute.key for attribute in ATTRIBUTES)})"]
+
+
+def to_resource_statements() -> list[str]:
+    """The statements that leave of a resource what the package's own has."""
+    statements = [
+        'merge_maps(resource.cache, resource.attributes, "insert")',
+        "set(resource.attributes, resource.cache)",
+    ]
+    statements.append(f"keep_keys(resource.attributes, {_to_list(to_resource(is_local=True).attributes)})")
+    constants = {"telemetry.sdk.language": "python", "telemetry.sdk.name": "opentelemetry"}
+    statements.append('set(resource.attributes["service.name"], "tbot")')
+    for key, value in constants.items():
+        statements.append(f'set(resource.attributes["{key}"], "{value}") where resource.attributes["{key}"] != nil')
+    for key, values in (("os.type", OS_TYPES), ("host.arch", HOST_ARCHS)):
+        path = f'resource.attributes["{key}"]'
+        allowed = _to_list(dict.fromkeys(values.values()))
+        test = f"not (IsString({path}) and ContainsValue({allowed}, {path}))"
+        statements.append(f'delete_key(resource.attributes, "{key}") where {path} != nil and {test}')
+    path = 'resource.attributes["telemetry.sdk.version"]'
+    test = f'not (IsString({path}) and IsMatch({path}, "{_to_pattern(_SDK_VERSION)}"))'
+    statements.append(f'delete_key(resource.attributes, "telemetry.sdk.version") where {path} != nil and {test}')
+    return [*statements, "set(resource.dropped_attributes_count, 0)", 'set(resource.schema_url, "")']
+
+
+def to_scope_statements() -> list[str]:
+    """The statements that leave of a scope what the package's own has."""
+    return [
+        f'set(scope.name, "{SCOPE.name}")',
+        f'set(scope.version, "") where not IsMatch(scope.version, "{_to_pattern(_SDK_VERSION)}")',
+        "keep_keys(scope.attributes, [])",
+        "set(scope.dropped_attributes_count, 0)",
+        'set(scope.schema_url, "")',
+    ]
+
+
+def _to_list(values: Iterable[str]) -> str:
+    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
+
+
+def _to_pattern(pattern: str) -> str:
+    """A whole match, as a text of OTTL has it."""
+    return f"^(?:{pattern})$".replace("\\", "\\\\")
 
 
 def to_attribute_table() -> str:
