@@ -21,7 +21,10 @@ demo: $(VENV)/.installed ## Show the whole way on this machine: one start opted 
 
 .PHONY: test
 test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real OpenTelemetry Collector where Go is there
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory collector reporter; fi
+	@if command -v go >/dev/null; then \
+	  $(MAKE) --no-print-directory collector reporter; \
+	  $(MAKE) --no-print-directory --keep-going backends || echo "a back end was not built: its tests are skipped"; \
+	fi
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
@@ -34,7 +37,7 @@ check: lint types docs-check ## Run every check that runs no product code
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell README.md CHANGELOG.md otel_tbot tests collector-config deploy
+	$(BIN)/codespell --skip '*.sum,*.mod' README.md CHANGELOG.md otel_tbot tests collector-config deploy
 	$(BIN)/yamllint --strict collector-config deploy
 
 .PHONY: types
@@ -82,6 +85,20 @@ bench: $(VENV)/.developed collector reporter ## Measure, and print tables; bench
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.servers
 	$(BIN)/python -m benchmarks.bridge_memory
+	$(BIN)/python -m benchmarks.guard
+
+BACKENDS := prometheus jaeger loki
+PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
+PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
+PACKAGE_loki := github.com/grafana/loki/v3/cmd/loki
+
+.PHONY: backends
+backends: $(BACKENDS:%=build/backends/%) ## Build Prometheus, Jaeger and Loki, against which the collector kit is tested
+
+build/backends/%: tests/backends/%/go.mod tests/backends/%/go.sum
+	@echo "building $*: a few minutes, once"
+	@mkdir -p build/backends
+	cd tests/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
 
 .PHONY: build
 build: $(VENV)/.developed ## Build sdist and wheel into dist/

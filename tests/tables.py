@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from otel_tbot.anonymity import HOST_ARCHS, OS_TYPES, SCOPE, to_resource
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
+from tests.collector.panels import DASHBOARD, EXPECTED
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
 GUARD = ROOT / "collector-config" / "guard.yaml"
+GRAFANA = ROOT / "docs" / "how-to" / "grafana.md"
 
 # What a version of the SDK and of this package looks like, in Go's regular expressions.
 _SDK_VERSION = "[0-9]{1,4}(?:[.][0-9]{1,4}){1,3}(?:(?:a|b|rc|[.]dev)[0-9]{1,4})?"
@@ -24,7 +26,7 @@ _LINE_CHARACTERS = 116
 def main() -> int:
     """0 where both files are true now, 1 where --check found that one was not."""
     status = 0
-    for path, renew in ((README, renew_readme), (GUARD, renew_guard)):
+    for path, renew in ((README, renew_readme), (GUARD, renew_guard), (GRAFANA, renew_grafana)):
         text = path.read_text(encoding="utf-8")
         renewed = renew(text)
         if "--check" not in sys.argv:
@@ -38,12 +40,35 @@ def main() -> int:
 def renew_readme(text: str) -> str:
     """*text* with each table between its markers made anew."""
     for name, table in (("attributes", to_attribute_table()), ("settings", to_setting_table())):
-        begin, end = f"<!-- {name}: `make docs` writes this table -->\n", f"\n<!-- end of {name} -->"
-        found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
-        if found is None:
-            raise AssertionError(f"README.md has no markers for the table of {name}")
-        text = text[: found.start()] + begin + table + end + text[found.end() :]
+        text = _renew_table(text, name, table)
     return text
+
+
+def renew_grafana(text: str) -> str:
+    """*text* with the table of panels made anew."""
+    return _renew_table(text, "panels", to_panel_table())
+
+
+def _renew_table(text: str, name: str, table: str) -> str:
+    begin, end = f"<!-- {name}: `make docs` writes this table -->\n", f"<!-- end of {name} -->"
+    found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
+    if found is None:
+        raise AssertionError(f"there are no markers for the table of {name}")
+    return text[: found.start()] + begin + table + "\n" + end + text[found.end() :]
+
+
+def to_panel_table() -> str:
+    """Each panel of the dashboard with its queries and what they answer after the known events."""
+    rows = ["| Panel | Query | Answer |", "| --- | --- | --- |"]
+    for panel in DASHBOARD["panels"]:
+        queries = "<br>".join(f"`{target['expr']}`".replace("|", "\\|") for target in panel["targets"])
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        answers = ", ".join(
+            f"{name or '(not known)'} {f'{value:.0%}' if unit == 'percentunit' else f'{value:g}'}"
+            for name, value in EXPECTED[panel["title"]].items()
+        )
+        rows.append(f"| {panel['title']} | {queries} | {answers} |")
+    return "\n".join(rows)
 
 
 def renew_guard(text: str) -> str:

@@ -23,11 +23,16 @@ def run(*command, **options):
 
 
 @pytest.mark.parametrize(
-    ("schema", "name"), [("vendor.compose-spec", "compose.yaml"), ("vendor.github-workflows", "github-actions.yml")]
+    ("schema", "name"),
+    [
+        ("vendor.compose-spec", "deploy/compose.yaml"),
+        ("vendor.compose-spec", "collector-config/compose.yaml"),
+        ("vendor.github-workflows", "deploy/github-actions.yml"),
+    ],
 )
 def test_files_keep_to_their_schemas(schema, name):
     """Compose and GitHub Actions, by the schemas that their makers publish; an unknown key would be found."""
-    finished = run(BIN / "check-jsonschema", "--builtin-schema", schema, DEPLOY / name)
+    finished = run(BIN / "check-jsonschema", "--builtin-schema", schema, ROOT / name)
 
     assert 0 == finished.returncode, finished.stdout
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests.conftest import ROOT
 from tests.polling import poll_until
+
+CONFIG = ROOT / "collector-config"
 
 _CONFIGURATION = """
 receivers:
@@ -31,17 +34,22 @@ class OtelcolProcess:
     def __init__(self, program: str, arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> None:
         self._command = [program, *arguments]
         self._log_path = folder / "collector.log"
-        self._environ = dict(environ)
+        self.environ = dict(environ)
 
     def start(self) -> bool:
         """Starts it and waits until it is ready; False where it ended instead, because a port was taken, say."""
         with self._log_path.open("w") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environ)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self.environ)
         poll_until(
             lambda: "Everything is ready" in self.log() or self._process.poll() is not None,
             waiting_for="the collector to be ready",
         )
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -56,6 +64,57 @@ class OtelcolProcess:
     def log(self) -> str:
         """What it wrote since its last start."""
         return self._log_path.read_text()
+
+
+class KitCollector(OtelcolProcess):
+    """A collector with the *files* of collector-config/, and *more* arguments, on free loopback ports.
+
+    Each variable of the files that holds an address or a port gets a free one in `environ`, unless *environ* has it.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        folder: Path,
+        *files: str,
+        environ: Mapping[str, str] | None = None,
+        more: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self._given = {"TBOT_QUEUE": str(folder / "queue"), **(environ or {})}
+        arguments = [word for file in files for word in ("--config", str(CONFIG / f"{file}.yaml"))]
+        super().__init__(program, [*arguments, *more], folder, {})
+
+    def __enter__(self) -> Self:
+        # A port found free may be taken by the time the collector binds it: then other ones are tried.
+        for _ in range(10):
+            addresses = ("TBOT_OTLP_HTTP", "TBOT_OTLP_GRPC", "TBOT_GATEWAY_LISTEN", "TBOT_HEALTH")
+            self.environ = {
+                **{name: f"127.0.0.1:{find_free_port()}" for name in addresses},
+                "TBOT_TELEMETRY_PORT": str(find_free_port()),
+                **self._given,
+            }
+            if self.start():
+                return self
+        raise AssertionError(self.log())
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where it takes OTLP over HTTP."""
+        return f"http://{self.environ['TBOT_OTLP_HTTP']}"
+
+    @property
+    def health(self) -> str:
+        """Its health check."""
+        return f"http://{self.environ['TBOT_HEALTH']}/"
+
+    @property
+    def telemetry(self) -> str:
+        """Its own metrics."""
+        return f"http://127.0.0.1:{self.environ['TBOT_TELEMETRY_PORT']}/metrics"
 
 
 class Collector:

@@ -13,57 +13,40 @@ from otel_tbot.event import ATTRIBUTES, TbotStart
 from otel_tbot.otlp import to_json, to_request
 from tests import tables
 from tests.collector.hostile import CANARY, plant_everywhere
-from tests.collector.otelcol import OtelcolProcess, find_free_port
-from tests.conftest import ROOT
+from tests.collector.otelcol import CONFIG, KitCollector
 from tests.polling import poll_until
 
-CONFIG = ROOT / "collector-config"
 SECOND_NS = 1_000_000_000
 # As text, and as JSON writes bytes.
 MARKS = (CANARY, base64.b64encode(CANARY.encode()).decode())
 PATHS = {"log": "/v1/logs", "span": "/v1/traces"}
 
 
-class Local:
+class Local(KitCollector):
     """`otelcol --config guard.yaml --config local.yaml`, or without the guard's processors, on free ports."""
 
     def __init__(self, program, folder, *, is_guarded=True, more=()):
-        self._program, self._folder, self._is_guarded, self._more = program, folder, is_guarded, more
         self.path = folder / "events.jsonl"
-
-    def __enter__(self):
-        arguments = ["--config", str(CONFIG / "guard.yaml"), "--config", str(CONFIG / "local.yaml")]
-        if not self._is_guarded:
+        if not is_guarded:
             # A list is replaced by a later one: nothing of the guard is in these pipelines.
             bare = "{service: {pipelines: {logs/tbot: {processors: []}, traces/tbot: {processors: []}}}}"
-            arguments += ["--config", f"yaml:{bare}"]
-        arguments += self._more
+            more = ["--config", f"yaml:{bare}", *more]
         # Written at once, so that a test need not wait for the interval.
-        arguments += ["--config", "yaml:exporters::file/tbot::flush_interval: 10ms"]
-        for _ in range(10):
-            self.http, self.grpc = (f"127.0.0.1:{find_free_port()}" for _ in range(2))
-            environ = {"TBOT_OTLP_HTTP": self.http, "TBOT_OTLP_GRPC": self.grpc, "TBOT_EVENTS_FILE": str(self.path)}
-            self._process = OtelcolProcess(self._program, arguments, self._folder, environ)
-            if self._process.start():
-                return self
-        raise AssertionError(self._process.log())
-
-    def __exit__(self, *_):
-        self._process.stop()
+        more = [*more, "--config", "yaml:exporters::file/tbot::flush_interval: 10ms"]
+        super().__init__(program, folder, "guard", "local", environ={"TBOT_EVENTS_FILE": str(self.path)}, more=more)
 
     def send(self, request, signal, protocol):
         """Sends *request*; whether it was accepted."""
         if protocol == "grpc":
             stub = TraceServiceStub if signal == "span" else LogsServiceStub
-            with grpc.insecure_channel(self.grpc) as channel:
+            with grpc.insecure_channel(self.environ["TBOT_OTLP_GRPC"]) as channel:
                 try:
                     stub(channel).Export(request, timeout=60)
                 except grpc.RpcError:
                     return False
                 return True
         headers = {"Content-Type": "application/x-protobuf"}
-        url = f"http://{self.http}{PATHS[signal]}"
-        return requests.post(url, data=request.SerializeToString(), headers=headers, timeout=60).ok
+        return requests.post(self.url + PATHS[signal], data=request.SerializeToString(), headers=headers, timeout=60).ok
 
     def text_with(self, session_id):
         """All that came out, once *session_id* is in it."""

@@ -2,6 +2,7 @@ import re
 import subprocess
 import threading
 import uuid
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -9,12 +10,14 @@ import trustme
 import yaml
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from tests.collector.otelcol import Collector, OtelcolProcess, find_free_port
+from tests.collector.otelcol import CONFIG, Collector, KitCollector
 from tests.collector.test_bridge import session_ids_of
-from tests.collector.test_guard import CONFIG, an_event, record_of
+from tests.collector.test_guard import an_event, record_of
 from tests.polling import poll_until
 
-FILES = sorted(path for path in CONFIG.glob("*.yaml") if path.name not in ("builder.yaml", "guard.yaml"))
+FILES = sorted(
+    path for path in CONFIG.glob("*.yaml") if path.name not in ("builder.yaml", "compose.yaml", "guard.yaml")
+)
 COMMANDS = sorted(
     {line for path in FILES for line in re.findall(r"^#   otelcol (.*?)(?:  .*)?$", path.read_text(), re.MULTILINE)}
 )
@@ -58,9 +61,11 @@ def test_every_variable_is_listed_with_its_default(path):
 def test_the_guard_stands_last_in_every_pipeline(path):
     """No processor comes behind it."""
     pipelines = yaml.safe_load(path.read_text()).get("service", {}).get("pipelines", {})
+    # What is counted is the collector's own, and holds no record.
+    guarded = [pipeline for name, pipeline in pipelines.items() if not name.startswith("metrics")]
 
-    assert all(GUARD == pipeline["processors"][-3:] for pipeline in pipelines.values())
-    assert pipelines or "mtls" in path.name
+    assert all(GUARD == pipeline["processors"][-3:] for pipeline in guarded)
+    assert guarded or "mtls" in path.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -79,44 +84,23 @@ class Fleet:
         self._program, self._folder, self._overlays, self._more = program, folder, overlays, environ or {}
 
     def __enter__(self):
-        (self._folder / "behind").mkdir()
-        self.behind = Collector(self._program, self._folder / "behind").__enter__()
-        for _ in range(10):
-            ports = [find_free_port() for _ in range(7)]
-            self.url = f"http://127.0.0.1:{ports[0]}"
-            self.gateway = self._build(
-                "gateway",
-                TBOT_GATEWAY_LISTEN=f"127.0.0.1:{ports[1]}",
-                TBOT_BACKEND=f"http://127.0.0.1:{self.behind.ports['http/protobuf']}",
-                TBOT_HEALTH=f"127.0.0.1:{ports[2]}",
-                TBOT_TELEMETRY_PORT=str(ports[3]),
-            )
-            self.agent = self._build(
-                "agent",
-                TBOT_OTLP_HTTP=f"127.0.0.1:{ports[0]}",
-                TBOT_OTLP_GRPC=f"127.0.0.1:{ports[6]}",
-                TBOT_GATEWAY=f"localhost:{ports[1]}",
-                TBOT_HEALTH=f"127.0.0.1:{ports[4]}",
-                TBOT_TELEMETRY_PORT=str(ports[5]),
-            )
-            self.health = f"http://127.0.0.1:{ports[4]}/"
-            self.telemetry = f"http://127.0.0.1:{ports[5]}/metrics"
-            if self.gateway.start() and self.agent.start():
-                return self
-        raise AssertionError(self.gateway.log() + self.agent.log())
+        with ExitStack() as started:
+            (self._folder / "behind").mkdir()
+            self.behind = started.enter_context(Collector(self._program, self._folder / "behind"))
+            backend = f"http://127.0.0.1:{self.behind.ports['http/protobuf']}"
+            self.gateway = started.enter_context(self._build("gateway", TBOT_BACKEND=backend))
+            # By a name that the certificates hold.
+            address = self.gateway.environ["TBOT_GATEWAY_LISTEN"].replace("127.0.0.1", "localhost")
+            self.agent = started.enter_context(self._build("agent", TBOT_GATEWAY=address))
+            self._started = started.pop_all()
+        return self
 
     def __exit__(self, *_):
-        for process in (self.agent, self.gateway):
-            process.stop()
-        self.behind.__exit__()
+        self._started.close()
 
     def _build(self, name, **environ):
-        folder = self._folder / name
-        folder.mkdir(exist_ok=True)
         files = ["guard", name, *(f"{name}-{overlay}" for overlay in self._overlays)]
-        arguments = [word for file in files for word in ("--config", str(CONFIG / f"{file}.yaml"))]
-        environ |= {"TBOT_QUEUE": str(folder / "queue")} | self._more.get(name, {})
-        return OtelcolProcess(self._program, arguments, folder, environ)
+        return KitCollector(self._program, self._folder / name, *files, environ=environ | self._more.get(name, {}))
 
 
 def a_request_of_many():
@@ -135,11 +119,11 @@ def a_request_of_many():
     return request.SerializeToString(), ids
 
 
-def post(url, body):
+def post(url, body, *, path="/v1/logs"):
     """Whether the collector at *url* accepted a request."""
     try:
         headers = {"Content-Type": "application/x-protobuf"}
-        return requests.post(f"{url}/v1/logs", data=body, headers=headers, timeout=60).ok
+        return requests.post(url + path, data=body, headers=headers, timeout=60).ok
     except requests.RequestException:
         return False
 
@@ -164,11 +148,11 @@ def test_what_an_agent_accepted_arrives_though_each_is_killed(otelcol, tmp_path)
         def send():
             while len(accepted) < EVENTS:
                 body, ids = a_request_of_many()
-                is_accepted = post(fleet.url, body)
+                is_accepted = post(fleet.agent.url, body)
                 with lock:
                     (accepted if is_accepted else refused).update(ids)
                 if not is_accepted:
-                    poll_until(lambda: answers(fleet.health), waiting_for="the agent's return")
+                    poll_until(lambda: answers(fleet.agent.health), waiting_for="the agent's return")
 
         senders = [threading.Thread(target=send) for _ in range(4)]
         for sender in senders:
@@ -214,10 +198,10 @@ def test_agent_and_gateway_meet_with_certificates_of_both(otelcol, tmp_path):
         }
     with Fleet(otelcol, tmp_path, overlays=("mtls",), environ=environ) as fleet:
         body, ids = a_request_of_many()
-        assert post(fleet.url, body)
+        assert post(fleet.agent.url, body)
         fleet.behind.wait_for_session(ids[-1])
-        assert requests.get(fleet.health, timeout=60).ok
-        assert "otelcol_exporter_queue_size" in requests.get(fleet.telemetry, timeout=60).text
+        assert requests.get(fleet.agent.health, timeout=60).ok
+        assert "otelcol_exporter_queue_size" in requests.get(fleet.agent.telemetry, timeout=60).text
 
     assert sorted(ids) == sorted(session_ids_of(fleet.behind))
 
@@ -238,7 +222,7 @@ def test_an_agent_of_another_authority_is_turned_away(otelcol, tmp_path):
         }
     with Fleet(otelcol, tmp_path, overlays=("mtls",), environ=environ) as fleet:
         body, _ = a_request_of_many()
-        assert post(fleet.url, body)
+        assert post(fleet.agent.url, body)
         poll_until(lambda: "Exporting failed" in fleet.agent.log(), waiting_for="the refusal")
 
         assert not session_ids_of(fleet.behind)
