@@ -4,7 +4,6 @@ Nothing of the process around it is asked: no resource detector, no current span
 Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; DESIGN of this package for the rest.
 """
 
-import os
 import time
 from typing import Final
 
@@ -14,7 +13,6 @@ from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.sdk.version import __version__ as sdk_version
 from opentelemetry.trace import (
     INVALID_SPAN,
     SpanContext,
@@ -25,31 +23,9 @@ from opentelemetry.trace import (
 
 from otel_tbot import __version__
 from otel_tbot.event import EVENT_NAME, TbotStart
+from otel_tbot.wire import SCOPE_NAME, describe_resource, make_id, to_whole_second
 
-SCOPE: Final = InstrumentationScope("otel_tbot", __version__)
-
-_ANYWHERE: Final = {
-    "service.name": "tbot",
-    "telemetry.sdk.language": "python",
-    "telemetry.sdk.name": "opentelemetry",
-    "telemetry.sdk.version": sdk_version,
-}
-
-# Values of OpenTelemetry's registry; a system or processor outside it is left out.
-OS_TYPES: Final = {"Linux": "linux", "Darwin": "darwin", "Windows": "windows", "FreeBSD": "freebsd"}
-HOST_ARCHS: Final = {
-    "x86_64": "amd64",
-    "amd64": "amd64",
-    "aarch64": "arm64",
-    "arm64": "arm64",
-    "armv6l": "arm32",
-    "armv7l": "arm32",
-    "i386": "x86",
-    "i686": "x86",
-    "ppc64": "ppc64",
-    "ppc64le": "ppc64",
-    "s390x": "s390x",
-}
+SCOPE: Final = InstrumentationScope(SCOPE_NAME, __version__)
 
 _MAX_TIME_NS: Final = 2**63 - 1
 
@@ -62,16 +38,7 @@ def to_resource(*, is_local: bool) -> Resource:
 
     `Resource(...)` adds nothing by itself, as `Resource.create` does. Asks the operating system for its own name.
     """
-    return Resource({**_ANYWHERE, **(_describe_platform() if is_local else {})})
-
-
-def _describe_platform() -> dict[str, str]:
-    if hasattr(os, "uname"):
-        name, machine = os.uname().sysname, os.uname().machine
-    else:
-        name, machine = "Windows", os.environ.get("PROCESSOR_ARCHITECTURE", "")
-    platform = {"os.type": OS_TYPES.get(name), "host.arch": HOST_ARCHS.get(machine.lower())}
-    return {key: value for key, value in platform.items() if value is not None}
+    return Resource(describe_resource(is_local=is_local))
 
 
 def find_event(record: ReadableLogRecord | ReadableSpan) -> tuple[TbotStart, int] | None:
@@ -100,7 +67,7 @@ def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> Read
 
     *time_ns*, in nanoseconds since the epoch by our own clock, is cut to the whole second.
     """
-    seconds_ns = _to_whole_second(time_ns)
+    seconds_ns = to_whole_second(time_ns)
     record = LogRecord(
         timestamp=seconds_ns,
         observed_timestamp=seconds_ns,
@@ -117,13 +84,16 @@ def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> Read
 def to_span(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableSpan:
     """*event* as a span: INTERNAL, a root with ids of its own, start = end, *time_ns* cut to the whole second.
 
-    The ids come from the operating system, since an application may have seeded Python's generator.
+    The ids come from the operating system.
     """
-    seconds_ns = _to_whole_second(time_ns)
+    seconds_ns = to_whole_second(time_ns)
     return ReadableSpan(
         name=EVENT_NAME,
         context=SpanContext(
-            trace_id=_make_id(16), span_id=_make_id(8), is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+            trace_id=int.from_bytes(make_id(16), "big"),
+            span_id=int.from_bytes(make_id(8), "big"),
+            is_remote=False,
+            trace_flags=TraceFlags(TraceFlags.SAMPLED),
         ),
         resource=resource,
         attributes=event.attributes(),
@@ -132,12 +102,3 @@ def to_span(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableSp
         end_time=seconds_ns,
         instrumentation_scope=SCOPE,
     )
-
-
-def _to_whole_second(time_ns: int) -> int:
-    return time_ns - time_ns % 1_000_000_000
-
-
-def _make_id(size_bytes: int) -> int:
-    """A random number of *size_bytes* bytes, never the invalid id 0."""
-    return int.from_bytes(os.urandom(size_bytes), "big") or 1

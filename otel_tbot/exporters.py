@@ -27,8 +27,10 @@ from otel_tbot import anonymity, settings
 from otel_tbot.consent import is_granted
 from otel_tbot.deadline import run_within
 from otel_tbot.errors import EventError, ExporterError
+from otel_tbot.event import TbotStart
 from otel_tbot.otlp import OtlpSender, no_context
 from otel_tbot.outcome import Outcome
+from otel_tbot.wire import Event, load_encoder
 
 Record = ReadableLogRecord | ReadableSpan
 Headers = Mapping[str, str] | Sequence[Mapping[str, str | None]]
@@ -205,6 +207,7 @@ class _Gate:
         self._environ = to_environ(signal, arguments, os.environ)
         self._timeout_seconds: float = settings.EXPORT_TIMEOUT.resolve(self._environ, signal)
         self._resource = anonymity.to_resource(is_local=True)
+        self._encode = load_encoder(signal, is_local=True)
         self._is_on = is_granted(os.environ)
         self._has_looked_around = False
         self.dropped = 0
@@ -237,14 +240,14 @@ class _Gate:
             return False
         if not (self._is_on and is_granted(os.environ)):
             return True
-        records = [record for record in map(self._rebuild, batch) if record is not None]
-        if not records:
+        events = [event for event in map(self._find_event, batch) if event is not None]
+        if not events:
             return True
         self._warn_of_neighbours()
         with self._note_under_way():
-            outcome = self._export_wrapped(records) if self._wrapped is not None else self._export_otlp(records)
+            outcome = self._export_wrapped(events) if self._wrapped is not None else self._export_otlp(events)
         if outcome is not Outcome.ACCEPTED:
-            logger.warning("exporter `tbot`: events not delivered: %d (%s)", len(records), outcome.value)
+            logger.warning("exporter `tbot`: events not delivered: %d (%s)", len(events), outcome.value)
         return outcome is Outcome.ACCEPTED
 
     def force_flush(self, timeout_ms: float) -> bool:
@@ -269,7 +272,7 @@ class _Gate:
         if self.dropped:
             logger.info("exporter `tbot`: dropped, since they were no tbot.start or broke its rules: %d", self.dropped)
 
-    def _rebuild(self, record: Record) -> Record | None:
+    def _find_event(self, record: Record) -> tuple[TbotStart, int] | None:
         try:
             found = anonymity.find_event(record)
         except EventError as error:
@@ -279,10 +282,7 @@ class _Gate:
             self._drop(
                 "other", f"exporter `tbot`: only tbot.start leaves; other {self._signal}s are dropped and counted"
             )
-            return None
-        event, time_ns = found
-        to_otel = anonymity.to_span if self._signal == "span" else anonymity.to_log_record
-        return to_otel(event, time_ns=time_ns, resource=self._resource)
+        return found
 
     def _drop(self, kind: str, text: str) -> None:
         with self._state:
@@ -296,8 +296,10 @@ class _Gate:
         if is_new:
             logger.warning(text)
 
-    def _export_wrapped(self, records: Sequence[Any]) -> Outcome:
+    def _export_wrapped(self, events: Sequence[Event]) -> Outcome:
+        to_otel: Any = anonymity.to_span if self._signal == "span" else anonymity.to_log_record
         try:
+            records = [to_otel(event, time_ns=time_ns, resource=self._resource) for event, time_ns in events]
             with no_context():
                 result = self._wrapped.export(records)  # type: ignore[union-attr]  # asked by the caller
         except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the host must not feel it
@@ -306,7 +308,7 @@ class _Gate:
         is_accepted = result in (LogRecordExportResult.SUCCESS, SpanExportResult.SUCCESS)
         return Outcome.ACCEPTED if is_accepted else Outcome.REFUSED
 
-    def _export_otlp(self, records: Sequence[Record]) -> Outcome:
+    def _export_otlp(self, events: Sequence[Event]) -> Outcome:
         if not settings.has_endpoint(self._environ, self._signal):
             return Outcome.UNREACHABLE
         deadline = time.monotonic() + self._timeout_seconds
@@ -314,7 +316,7 @@ class _Gate:
         if not self._sending.acquire(timeout=self._timeout_seconds):
             return Outcome.TIMED_OUT
         try:
-            outcome = run_within(deadline - time.monotonic(), lambda: self._try_until(deadline, records))
+            outcome = run_within(deadline - time.monotonic(), lambda: self._try_until(deadline, events))
             if outcome is None:
                 # Left behind with its thread, which still waits for its answer.
                 self._sender = None
@@ -322,14 +324,15 @@ class _Gate:
         finally:
             self._sending.release()
 
-    def _try_until(self, deadline: float, records: Sequence[Record]) -> Outcome:
+    def _try_until(self, deadline: float, events: Sequence[Event]) -> Outcome:
         backoff_seconds = _FIRST_BACKOFF_SECONDS
         try:
             sender = self._sender = self._sender or OtlpSender(
                 self._environ, signal=self._signal, deadline_seconds=self._timeout_seconds
             )
+            body = self._encode(events).SerializeToString()
             while True:
-                outcome = sender.send(records, deadline_seconds=deadline - time.monotonic())
+                outcome = sender.send(body, deadline_seconds=deadline - time.monotonic())
                 # Spread, so that many who lost the same collector do not come back together.
                 pause = max(sender.answer.retry_after_seconds, backoff_seconds * random.uniform(0.8, 1.2))  # noqa: S311  # no secret
                 if not sender.answer.is_retryable or time.monotonic() + pause > deadline:

@@ -1,50 +1,42 @@
-"""The way out: anonymous records or spans go in, an `Outcome` comes out.
+"""The way out: a request of OTLP goes in, an `Outcome` comes out.
 
-Around OpenTelemetry's own OTLP exporters, so that success means the collector's acceptance: those report success for
-a redirect, for a web page with status 200 and for a request of which everything was rejected.
-Source: OTLP specification 1.x, "OTLP/HTTP Response", "OTLP/gRPC Response", "Partial Success".
+Over http.client or grpc as they are, and not by OpenTelemetry's own exporters: those report success for a redirect, for
+a web page with status 200 and for a request of which everything was rejected, take endpoints, headers and credentials
+from variables and entry points of their own, and importing them, and requests, costs more than all else that a relay
+does (benchmarks).
+Source: OTLP specification 1.x, "OTLP/HTTP Request", "OTLP/HTTP Response", "OTLP/gRPC Response", "Partial Success".
 """
 
 import base64
-import logging
+import http.client
 import ssl
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote, unquote, urlsplit
 
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.context import (
-    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
-    _SUPPRESS_INSTRUMENTATION_KEY,
-    Context,
-    attach,
-    detach,
-)
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.sdk._logs import ReadableLogRecord
-from opentelemetry.sdk._logs.export import LogRecordExporter
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.version import __version__ as sdk_version
 
 from otel_tbot import settings
 from otel_tbot.outcome import Outcome
 
 if TYPE_CHECKING:
     import grpc
-    import requests
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-Request = ExportLogsServiceRequest | ExportTraceServiceRequest
-Response = ExportLogsServiceResponse | ExportTraceServiceResponse
+    from otel_tbot.wire import Request
 
-_RESPONSES: Final[dict[str, type[Response]]] = {"log": ExportLogsServiceResponse, "span": ExportTraceServiceResponse}
+    Response = ExportLogsServiceResponse | ExportTraceServiceResponse
+
 _MAX_RESPONSE_BYTES: Final = 64 * 1024
+_RESPONSE_CHUNK_BYTES: Final = 4096
+
+_USER_AGENT: Final = f"OTel-OTLP-Exporter-Python/{sdk_version}"
+"""That of OpenTelemetry's own exporters: what it says of the sender is what telemetry.sdk.* says in the request."""
 
 # Source: OTLP specification, "OTLP/HTTP Response" (retryable response codes), "OTLP/gRPC Response" (retryable codes).
 _RETRYABLE_STATUSES: Final = frozenset((429, 502, 503, 504))
@@ -52,25 +44,11 @@ _RETRYABLE_CODES: Final = frozenset(
     ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")
 )
 
-# Where the SDK's exporters write of failures, in part with the values of variables. The outcome says what there is to
-# say, so they are silent in the thread that exports for us, and only there.
-_SDK_LOGGERS: Final = (
-    "opentelemetry.util.re",
-    "opentelemetry.attributes",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-)
-
-logger = logging.getLogger("otel_tbot")
-
-
-class NotAcceptedError(Exception):
-    """Ends an export whose answer is no acceptance; of no class that the SDK's exporters would retry."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.value)
-        self.outcome = outcome
+# Source: opentelemetry-proto, logs_service.proto and trace_service.proto.
+_GRPC_METHODS: Final = {
+    "log": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    "span": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +71,22 @@ _TOO_LATE: Final = Answer(outcome=Outcome.TIMED_OUT, is_retryable=True)
 
 @contextmanager
 def no_context() -> Iterator[None]:
-    """Hides the application's trace and baggage meanwhile, and from instrumentation of requests and grpc what is sent.
+    """Hides the application's trace and baggage meanwhile, and what is sent from instrumentation of HTTP and gRPC.
 
-    The SDK's processors hide the one and not the other.
+    The SDK's processors hide the one and not the other. Where nothing has loaded OpenTelemetry's context, there is
+    neither trace nor instrumentation.
     """
+    if "opentelemetry.context" not in sys.modules:
+        yield
+        return
+    from opentelemetry.context import (
+        _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
+        _SUPPRESS_INSTRUMENTATION_KEY,
+        Context,
+        attach,
+        detach,
+    )
+
     token = attach(Context({_SUPPRESS_INSTRUMENTATION_KEY: True, _SUPPRESS_HTTP_INSTRUMENTATION_KEY: True}))
     try:
         yield
@@ -104,204 +94,274 @@ def no_context() -> Iterator[None]:
         detach(token)
 
 
-class OtlpSender:
-    """One OTLP exporter of the SDK, configured by *environ*, that says what the collector really did.
+class _Transport(Protocol):
+    """One connection, made when it is needed, over which requests go one after the other."""
 
-    Sends each batch once: tbot gets its answer at once, and a second try could make two events of one.
-    Raises what the SDK raises where it cannot be built (a certificate file that is none, say).
+    def exchange(self, body: bytes, deadline: float) -> Answer:
+        """Sends *body*, once, and judges what comes back until *deadline*, in the time of time.monotonic."""
+
+    def close(self) -> None:
+        """Gives up the connection."""
+
+
+class OtlpSender:
+    """The way to one collector, configured by *environ*, for requests of *signal*.
+
+    Sends each request once: tbot gets its answer at once, and a second try could make two events of one.
+
+    Raises:
+        OSError: a certificate file is none (ssl.SSLError included).
+        ValueError: as OSError, where the file's content is at fault.
     """
 
     def __init__(self, environ: Mapping[str, str], *, signal: str, deadline_seconds: float) -> None:
         self._deadline_seconds = deadline_seconds
-        endpoint = settings.resolve_endpoint(environ, signal)
-        self._answers: _HttpAnswers | _GrpcAnswers
-        with _quiet_sdk():
-            if settings.resolve_protocol(environ, signal) == "grpc":
-                self._exporter, self._answers = _build_grpc(signal, endpoint, environ, deadline_seconds)
-            else:
-                self._exporter, self._answers = _build_http(signal, endpoint, environ, deadline_seconds)
+        build = _GrpcTransport if settings.resolve_protocol(environ, signal) == "grpc" else _HttpTransport
+        self._transport: _Transport = build(environ, signal)
+        self.answer = _NOTHING
+        """What came back for the last request."""
 
-    @property
-    def answer(self) -> Answer:
-        """What came back for the last batch."""
-        return self._answers.answer
-
-    def send(
-        self, batch: Sequence[ReadableLogRecord | ReadableSpan], *, deadline_seconds: float | None = None
-    ) -> Outcome:
-        """Sends *batch* and waits for its answer; bounded by the deadline for a peer that is merely slow.
+    def send(self, body: bytes, *, deadline_seconds: float | None = None) -> Outcome:
+        """Sends the serialized request *body* and waits for its answer; bounded for a peer that is merely slow.
 
         The deadline is *deadline_seconds* or, if that is less, the sender's own. A peer that is hostile, or a resolver
         that hangs, can take longer: whoever must not wait asks from a thread.
         """
         if deadline_seconds is None or deadline_seconds > self._deadline_seconds:
             deadline_seconds = self._deadline_seconds
-        self._answers.begin(self._exporter, time.monotonic() + deadline_seconds)
-        # The SDK catches our exception since 1.44; until then it comes back to us.
-        with no_context(), _quiet_sdk(), suppress(NotAcceptedError):
-            self._exporter.export(batch)  # type: ignore[arg-type]  # the signal decides which of the two it is
-        return self._answers.answer.outcome
+        with no_context():
+            self.answer = self._transport.exchange(body, time.monotonic() + deadline_seconds)
+        return self.answer.outcome
 
     def close(self) -> None:
         """Gives up the connection."""
-        with _quiet_sdk():
-            self._exporter.shutdown()
+        self._transport.close()
 
 
-class _HttpAnswers:
-    """The transport under the SDK's OTLP/HTTP exporter: passes on acceptances, and ends all else."""
+class _HttpTransport:
+    """OTLP/HTTP. No proxy, no ~/.netrc, no cookies and no redirects: http.client knows none of them."""
 
-    def __init__(self, response_type: type[Response]) -> None:
-        self._response_type = response_type
-        self.begin(None, 0.0)
+    def __init__(self, environ: Mapping[str, str], signal: str) -> None:
+        url = urlsplit(settings.resolve_endpoint(environ, signal))
+        self._judge = load_judge(signal)
+        self._compress = _COMPRESSIONS[settings.COMPRESSION.resolve(environ, signal)]
+        self._target = quote(url.path or "/", safe=_TARGET_SAFE)
+        if url.query:
+            self._target += "?" + quote(url.query, safe=_TARGET_SAFE)
+        self._headers = {
+            "user-agent": _USER_AGENT,
+            "accept-encoding": "identity",
+            "accept": "*/*",
+            "connection": "keep-alive",
+            "content-type": "application/x-protobuf",
+            **_to_authorization(url.username, url.password),
+            **dict(settings.HEADERS.resolve(environ, signal)),
+        }
+        if (compression := settings.COMPRESSION.resolve(environ, signal)) != "none":
+            self._headers["content-encoding"] = compression
+        if url.scheme.lower() == "https":
+            context = build_tls_context(environ, signal)
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                url.hostname or "", url.port, context=context
+            )
+        else:
+            self._connection = http.client.HTTPConnection(url.hostname or "", url.port)
 
-    def begin(self, _exporter: object, deadline: float) -> None:
-        self._deadline = deadline
-        self.answer = _NOTHING
+    def exchange(self, body: bytes, deadline: float) -> Answer:
+        connection = self._connection
+        try:
+            if connection.sock is not None and _is_dropped(connection.sock):
+                connection.close()
+            connection.timeout = max(deadline - time.monotonic(), 0.001)
+            if connection.sock is not None:
+                connection.sock.settimeout(connection.timeout)
+            connection.request("POST", self._target, self._compress(body), self._headers)
+            with connection.getresponse() as response:
+                answer = self._judge_response(response, deadline)
+        except TimeoutError:
+            answer = _TOO_LATE
+        except (ssl.SSLError, UnicodeError, http.client.InvalidURL):
+            # A certificate does not mend itself, and neither does a name that is none.
+            answer = _UNUSABLE
+        except (OSError, http.client.HTTPException):
+            answer = _NOTHING
+        if answer.outcome is not Outcome.ACCEPTED:
+            # What is left of an answer must not be taken for that to the next request.
+            connection.close()
+        return answer
 
-    def build_session(self) -> "requests.Session":
-        import requests
-        from requests.cookies import RequestsCookieJar
+    def close(self) -> None:
+        self._connection.close()
 
-        answers = self
-
-        class AcceptanceSession(requests.Session):
-            def request(self, *arguments: object, **named: object) -> "requests.Response":
-                remaining_seconds = max(answers.remaining_seconds(), 0.001)
-                named |= {"stream": True, "allow_redirects": False, "timeout": remaining_seconds}
-                try:
-                    with super().request(*arguments, **named) as response:  # type: ignore[arg-type]  # passed through
-                        answers.answer = answers.judge(response)
-                except requests.Timeout:
-                    answers.answer = _TOO_LATE
-                except (requests.RequestException, OSError) as error:
-                    # A certificate does not mend itself; a file that is none is a plain OSError.
-                    is_passing = isinstance(error, requests.ConnectionError) and not isinstance(
-                        error, requests.exceptions.SSLError
-                    )
-                    answers.answer = _NOTHING if is_passing else _UNUSABLE
-                if answers.answer.outcome is not Outcome.ACCEPTED:
-                    raise NotAcceptedError(answers.answer.outcome)
-                return response
-
-        class NoCookies(RequestsCookieJar):
-            def extract_cookies(self, *_arguments: object) -> None:
-                """Keeps nothing: a cookie would link one event to the next."""
-
-        session = AcceptanceSession()
-        session.cookies = NoCookies()
-        # No proxy, no ~/.netrc and no certificates from variables of other programs: the endpoint is what is set.
-        session.trust_env = False
-        session.headers["Accept-Encoding"] = "identity"
-        return session
-
-    def remaining_seconds(self) -> float:
-        return self._deadline - time.monotonic()
-
-    def judge(self, response: "requests.Response") -> Answer:
-        status = f"HTTP status {response.status_code}"
-        if response.status_code // 100 != 2:  # noqa: PLR2004  # as HTTP has it
+    def _judge_response(self, response: http.client.HTTPResponse, deadline: float) -> Answer:
+        status = f"HTTP status {response.status}"
+        if response.status // 100 != 2:  # noqa: PLR2004  # as HTTP has it
             retry_after = response.headers.get("Retry-After", "")
             return Answer(
                 outcome=Outcome.REFUSED,
                 status=status,
-                is_retryable=response.status_code in _RETRYABLE_STATUSES,
+                is_retryable=response.status in _RETRYABLE_STATUSES,
                 retry_after_seconds=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0,
             )
         body = bytearray()
-        # Byte by byte, so that a body that trickles cannot hold the thread beyond the deadline; there are few.
-        while chunk := response.raw.read(1):
+        # By what has come, so that a body that trickles cannot hold the thread beyond the deadline.
+        while chunk := response.read1(_RESPONSE_CHUNK_BYTES):
             body += chunk
-            if self.remaining_seconds() < 0:
+            if time.monotonic() > deadline:
                 return _TOO_LATE
             if len(body) > _MAX_RESPONSE_BYTES:
                 return Answer(outcome=Outcome.REFUSED, status=f"{status} with more than an answer of OTLP")
+        # It broke off in its body; or, where nothing says how long that is, perhaps in its head.
+        is_unbounded = response.length is None and not response.chunked
+        if response.length or (is_unbounded and not body):
+            return _NOTHING
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if content_type != "application/x-protobuf" and (body or content_type):
             return Answer(outcome=Outcome.REFUSED, status=f"{status} with something that is no OTLP")
-        return Answer(outcome=_judge_body(self._response_type, bytes(body)), status=status)
+        return Answer(outcome=self._judge(bytes(body)), status=status)
 
 
-class _GrpcAnswers:
-    """Stands in front of the stub of the SDK's OTLP/gRPC exporter, which drops the answers it gets."""
-
-    def __init__(self) -> None:
-        self.answer = _NOTHING
-        self.deadline = 0.0
-
-    def begin(self, exporter: object, deadline: float) -> None:
-        self.answer = _NOTHING
-        self.deadline = deadline
-        # The exporter makes a new stub when it reconnects. It has no public way to see an answer; if `_client` went
-        # away, no event would ever count as accepted, and tests/test_otlp.py would say so.
-        stub = exporter._client  # type: ignore[attr-defined]  # noqa: SLF001  # see above
-        if not isinstance(stub, _GrpcStub):
-            exporter._client = _GrpcStub(self, stub)  # type: ignore[attr-defined]  # noqa: SLF001  # see above
+# What may stand in a URL as it is; the percent sign too, since what is encoded already stays so.
+_TARGET_SAFE: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
-class _GrpcStub:
-    def __init__(self, answers: _GrpcAnswers, stub: object) -> None:
-        self._answers = answers
-        self._export = stub.Export  # type: ignore[attr-defined]
+def _to_authorization(user: str | None, password: str | None) -> dict[str, str]:
+    """The header for a name and password that stand in the endpoint itself."""
+    if not user and not password:
+        return {}
+    text = f"{unquote(user or '')}:{unquote(password or '')}"
+    return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
 
-    def Export(self, **arguments: object) -> Response:  # noqa: N802  # the stub's own name
+
+def _is_dropped(connection: Any) -> bool:
+    """Whether the other side has closed *connection*, or said something that nobody asked for."""
+    connection.settimeout(0)
+    try:
+        connection.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _compress_gzip(body: bytes) -> bytes:
+    import gzip
+
+    # Without the time, which would be this machine's own.
+    return gzip.compress(body, mtime=0)
+
+
+def _compress_deflate(body: bytes) -> bytes:
+    import zlib
+
+    return zlib.compress(body)
+
+
+_COMPRESSIONS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    "none": bytes,
+    "gzip": _compress_gzip,
+    "deflate": _compress_deflate,
+}
+
+
+class _GrpcTransport:
+    """OTLP/gRPC."""
+
+    def __init__(self, environ: Mapping[str, str], signal: str) -> None:
         import grpc
 
-        arguments["timeout"] = max(self._answers.deadline - time.monotonic(), 0.001)
+        names = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
+        endpoint = settings.resolve_endpoint(environ, signal)
+        # As OpenTelemetry's own exporter: of a URL, host and port count.
+        self._target = urlsplit(endpoint).netloc if "://" in endpoint else endpoint
+        self._method = _GRPC_METHODS[signal]
+        self._metadata = tuple(settings.HEADERS.resolve(environ, signal))
+        self._judge = load_judge(signal)
+        self._credentials = None if _is_insecure(endpoint, environ, signal) else _read_credentials(environ, signal)
+        self._options: dict[str, Any] = {
+            "options": (("grpc.primary_user_agent", _USER_AGENT), ("grpc.enable_http_proxy", 0)),
+            "compression": grpc.Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
+        }
+        self._channel: grpc.Channel | None = None
+        self._export: Callable[..., bytes] | None = None
+
+    def exchange(self, body: bytes, deadline: float) -> Answer:
+        import grpc
+
+        export = self._export = self._export or self._connect()
         try:
-            response = cast("Response", self._export(**arguments))
+            response = export(body, timeout=max(deadline - time.monotonic(), 0.001), metadata=self._metadata)
         except grpc.RpcError as error:
             code = error.code()
+            if code is grpc.StatusCode.UNAVAILABLE:
+                # A channel that has lost its peer would wait before it tries again.
+                self.close()
             outcomes = {
                 grpc.StatusCode.UNAVAILABLE: Outcome.UNREACHABLE,
                 grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMED_OUT,
             }
-            self._answers.answer = Answer(
+            return Answer(
                 outcome=outcomes.get(code, Outcome.REFUSED),
                 status=f"gRPC status {code.name}",
                 is_retryable=code.name in _RETRYABLE_CODES,
             )
-            raise
-        self._answers.answer = Answer(outcome=_judge_response(response), status="gRPC status OK")
-        return response
+        return Answer(outcome=self._judge(response), status="gRPC status OK")
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._export = None
+
+    def _connect(self) -> Callable[..., bytes]:
+        import grpc
+
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(self._target, **self._options)
+        else:
+            self._channel = grpc.secure_channel(self._target, self._credentials, **self._options)
+        # Without serializers: bytes go in, bytes come out.
+        return self._channel.unary_unary(self._method)
 
 
-def _judge_body(response_type: type[Response], body: bytes) -> Outcome:
+def load_transport(protocol: str) -> None:
+    """Imports what `OtlpSender` needs for *protocol* alone."""
+    if protocol == "grpc":
+        import grpc  # noqa: F401  # for the import alone
+
+
+def load_judge(signal: str) -> Callable[[bytes], Outcome]:
+    """What tells an acceptance, in the body of an answer to a request of *signal*, from all else."""
     from google.protobuf.message import DecodeError
 
-    response = response_type()
-    try:
-        response.ParseFromString(body)
-    except DecodeError:
-        return Outcome.REFUSED
-    return _judge_response(response)
-
-
-def _judge_response(response: Response) -> Outcome:
-    # An empty partial_success, which the Collector sends with each answer, rejects nothing.
-    partial = response.partial_success
-    rejected = (
-        partial.rejected_log_records if isinstance(response, ExportLogsServiceResponse) else partial.rejected_spans  # type: ignore[union-attr]
-    )
-    return Outcome.REFUSED if rejected > 0 else Outcome.ACCEPTED
-
-
-def to_request(signal: str, record: ReadableLogRecord | ReadableSpan) -> Request:
-    """The OTLP request that sends *record*, made by the encoder that the SDK's exporters use. Pure."""
+    response_type: type[Response]
     if signal == "span":
-        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-        return encode_spans([cast("ReadableSpan", record)])
-    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+        response_type, rejected = ExportTraceServiceResponse, "rejected_spans"
+    else:
+        from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
-    return encode_logs([cast("ReadableLogRecord", record)])
+        response_type, rejected = ExportLogsServiceResponse, "rejected_log_records"
+
+    def judge(body: bytes) -> Outcome:
+        try:
+            response = response_type.FromString(body)
+        except DecodeError:
+            return Outcome.REFUSED
+        # An empty partial_success, which the Collector sends with each answer, rejects nothing.
+        return Outcome.REFUSED if getattr(response.partial_success, rejected) > 0 else Outcome.ACCEPTED
+
+    return judge
 
 
-def to_json(request: Request) -> dict[str, Any]:
+def to_json(request: "Request") -> dict[str, Any]:
     """*request* as OTLP/JSON: enums as numbers, ids in hexadecimal. Pure.
 
     Source: OTLP specification, "JSON Protobuf Encoding".
     """
+    from google.protobuf.json_format import MessageToDict
+
     fields = MessageToDict(request, use_integers_for_enums=True)
     for resource_spans in fields.get("resourceSpans", ()):
         for scope_spans in resource_spans["scopeSpans"]:
@@ -315,68 +375,9 @@ def parse_log_request(body: bytes) -> dict[str, Any]:
 
     Raises google.protobuf's DecodeError where it is none.
     """
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
     return to_json(ExportLogsServiceRequest.FromString(body))
-
-
-def load_exporter(signal: str, protocol: str) -> Callable[..., LogRecordExporter | SpanExporter]:
-    """The SDK's exporter for *signal* over *protocol*: what takes longest of all the imports."""
-    match signal, protocol:
-        case "log", "http/protobuf":
-            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpLogs
-
-            return HttpLogs
-        case "span", "http/protobuf":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpans
-
-            return HttpSpans
-        case "log", _:
-            from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcLogs
-
-            return GrpcLogs
-        case _:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpans
-
-            return GrpcSpans
-
-
-def _build_http(
-    signal: str, endpoint: str, environ: Mapping[str, str], deadline_seconds: float
-) -> tuple[LogRecordExporter | SpanExporter, _HttpAnswers]:
-    from opentelemetry.exporter.otlp.proto.http import Compression
-
-    answers = _HttpAnswers(_RESPONSES[signal])
-    names = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
-    exporter = load_exporter(signal, "http/protobuf")(
-        endpoint=endpoint,
-        certificate_file=settings.CERTIFICATE.resolve(environ, signal) or None,
-        client_key_file=settings.CLIENT_KEY.resolve(environ, signal) or None,
-        client_certificate_file=settings.CLIENT_CERTIFICATE.resolve(environ, signal) or None,
-        headers=dict(settings.HEADERS.resolve(environ, signal)),
-        timeout=deadline_seconds,
-        compression=Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
-        session=answers.build_session(),
-    )
-    return exporter, answers
-
-
-def _build_grpc(
-    signal: str, endpoint: str, environ: Mapping[str, str], deadline_seconds: float
-) -> tuple[LogRecordExporter | SpanExporter, _GrpcAnswers]:
-    import grpc
-
-    names = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
-    exporter = load_exporter(signal, "grpc")(
-        endpoint=endpoint,
-        insecure=_is_insecure(endpoint, environ, signal),
-        credentials=_read_credentials(environ, signal),
-        headers=tuple(settings.HEADERS.resolve(environ, signal)),
-        timeout=deadline_seconds,
-        compression=grpc.Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
-        channel_options=(("grpc.enable_http_proxy", 0),),
-        # Empty would mean the default; this code ends every call at its first answer.
-        retryable_error_codes=(grpc.StatusCode.OK,),
-    )
-    return exporter, _GrpcAnswers()
 
 
 def _is_insecure(endpoint: str, environ: Mapping[str, str], signal: str) -> bool:
@@ -403,34 +404,16 @@ def _read_credentials(environ: Mapping[str, str], signal: str) -> "grpc.ChannelC
 
 
 def build_tls_context(environ: Mapping[str, str], signal: str) -> ssl.SSLContext:
-    """What the exporter of *signal* checks the collector's certificate with, for a look at it without an export.
+    """What the collector's certificate is checked with for *signal*, and a client's own is shown by.
 
     Raises OSError (ssl.SSLError included) where a certificate file is none.
     """
-    from requests.utils import DEFAULT_CA_BUNDLE_PATH
+    import certifi
 
-    certificates = settings.CERTIFICATE.resolve(environ, signal) or DEFAULT_CA_BUNDLE_PATH
-    context = ssl.create_default_context(cafile=certificates)
+    context = ssl.create_default_context(cafile=settings.CERTIFICATE.resolve(environ, signal) or certifi.where())
+    context.hostname_checks_common_name = False
     if certificate := settings.CLIENT_CERTIFICATE.resolve(environ, signal):
         context.load_cert_chain(certificate, settings.CLIENT_KEY.resolve(environ, signal) or None)
-    if settings.resolve_protocol(environ, signal) == "grpc":
-        context.set_alpn_protocols(["h2"])
+    is_grpc = settings.resolve_protocol(environ, signal) == "grpc"
+    context.set_alpn_protocols(["h2" if is_grpc else "http/1.1"])
     return context
-
-
-@contextmanager
-def _quiet_sdk() -> Iterator[None]:
-    """Drops what the SDK's exporters log from this thread meanwhile."""
-    thread_id = threading.get_ident()
-
-    def is_of_another_thread(record: logging.LogRecord) -> bool:
-        return record.thread != thread_id
-
-    loggers = [logging.getLogger(name) for name in _SDK_LOGGERS]
-    for sdk_logger in loggers:
-        sdk_logger.addFilter(is_of_another_thread)
-    try:
-        yield
-    finally:
-        for sdk_logger in loggers:
-            sdk_logger.removeFilter(is_of_another_thread)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from otel_tbot import anonymity, otlp, settings
+from otel_tbot import otlp, settings, wire
 from otel_tbot.event import TbotStart
 
 
@@ -21,9 +21,7 @@ class Preview:
 
 def to_preview(event: TbotStart, environ: Mapping[str, str], *, signal: str) -> Preview:
     """The request that `emit` would send for *event* as *signal* under *environ*, consent aside."""
-    to_otel = anonymity.to_span if signal == "span" else anonymity.to_log_record
-    record = to_otel(event, time_ns=time.time_ns(), resource=anonymity.to_resource(is_local=True))
-    request = otlp.to_request(signal, record)
+    request = wire.load_encoder(signal, is_local=True)([(event, time.time_ns())])
     return Preview(
         body=json.dumps(otlp.to_json(request), indent=2), way=_describe(request.SerializeToString(), environ, signal)
     )
@@ -37,6 +35,6 @@ def _describe(body: bytes, environ: Mapping[str, str], signal: str) -> str:
     compression = settings.COMPRESSION.resolve(environ, signal)
     size = f"{len(body)} bytes"
     if compression != "none":
-        packed = gzip.compress(body) if compression == "gzip" else zlib.compress(body)
+        packed = gzip.compress(body, mtime=0) if compression == "gzip" else zlib.compress(body)
         size += f", {len(packed)} with {compression}"
     return f"to {endpoint} over {protocol}, {size}"

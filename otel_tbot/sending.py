@@ -79,7 +79,7 @@ class GroupSender:
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        from otel_tbot import anonymity, otlp
+        from otel_tbot import otlp, wire
 
         self._environ = environ
         self._signal: str = settings.SIGNAL.resolve(environ)
@@ -88,8 +88,7 @@ class GroupSender:
             raise OtelTbotError("; ".join(faults))
         for fault in faults:
             logger.warning(fault)
-        self._to_otel = anonymity.to_span if self._signal == "span" else anonymity.to_log_record
-        self._resource = anonymity.to_resource(is_local=False)
+        self._encode = wire.load_encoder(self._signal, is_local=False)
         self._build = otlp.OtlpSender
         try:
             otlp.build_tls_context(environ, self._signal)
@@ -107,8 +106,7 @@ class GroupSender:
             return Outcome.OFF
         try:
             sender = self._sender = self._sender or self._build_sender()
-            records = [self._to_otel(event, time_ns=time_ns, resource=self._resource) for event, time_ns in events]
-            return sender.send(records, deadline_seconds=deadline_seconds)
+            return sender.send(self._encode(events).SerializeToString(), deadline_seconds=deadline_seconds)
         except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, the events did not leave
             logger.warning("events could not be sent: %s", type(error).__name__)
             return Outcome.UNREACHABLE
@@ -124,10 +122,11 @@ class GroupSender:
 def load(environ: Mapping[str, str]) -> None:
     """Imports what `send` is going to need, so that it need not then. Raises nothing: `send` says what is missing."""
     try:
-        from otel_tbot import anonymity, otlp  # noqa: F401  # for the import alone
+        from otel_tbot import otlp, wire
 
         signal = settings.SIGNAL.resolve(environ)
-        otlp.load_exporter(signal, settings.resolve_protocol(environ, signal))
+        wire.load_encoder(signal, is_local=True)
+        otlp.load_transport(settings.resolve_protocol(environ, signal))
     except Exception as error:  # noqa: BLE001  # see above
         logger.debug("OpenTelemetry could not be loaded: %s", type(error).__name__)
 
@@ -135,18 +134,17 @@ def load(environ: Mapping[str, str]) -> None:
 def _send_now(
     event: TbotStart, environ: Mapping[str, str], *, origin: str, is_local: bool, time_ns: int, deadline: float
 ) -> Outcome:
-    from otel_tbot import anonymity, otlp
+    from otel_tbot import otlp, wire
 
+    signal = settings.SIGNAL.resolve(environ)
+    body = wire.load_encoder(signal, is_local=is_local)([(event, time_ns)]).SerializeToString()
     remaining_seconds = deadline - time.monotonic()
     if remaining_seconds <= 0:
         return Outcome.TIMED_OUT
-    signal = settings.SIGNAL.resolve(environ)
-    to_otel = anonymity.to_span if signal == "span" else anonymity.to_log_record
-    record = to_otel(event, time_ns=time_ns, resource=anonymity.to_resource(is_local=is_local))
     sender = otlp.OtlpSender(environ, signal=signal, deadline_seconds=remaining_seconds)
     try:
         if not is_granted(environ, origin):
             return Outcome.OFF
-        return sender.send([record])
+        return sender.send(body)
     finally:
         sender.close()

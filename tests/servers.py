@@ -38,11 +38,12 @@ _HANG_SECONDS = 120.0
 
 @dataclass
 class Received:
-    """One OTLP request as it came: path (or grpc method), headers (or metadata) in lower case, message."""
+    """One OTLP request as it came: path (or grpc method), headers (or metadata) in lower case, message, HTTP's body."""
 
     path: str
     headers: dict[str, str]
     message: Message
+    body: bytes = b""
 
     @property
     def session_ids(self) -> list[str]:
@@ -73,13 +74,13 @@ class OtlpHttpServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                packed = self.rfile.read(int(self.headers["Content-Length"]))
                 unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress}
-                body = unpack.get(self.headers.get("Content-Encoding", ""), bytes)(body)
+                body = unpack.get(self.headers.get("Content-Encoding", ""), bytes)(packed)
                 kinds = {"traces": ExportTraceServiceRequest, "metrics": ExportMetricsServiceRequest}
                 kind = kinds.get(self.path.rpartition("/")[2], ExportLogsServiceRequest)
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                server.requests.append(Received(self.path, headers, kind.FromString(body)))
+                server.requests.append(Received(self.path, headers, kind.FromString(body), packed))
                 server.has_come.set()
                 if server.answer.gate is not None:
                     server.answer.gate.wait(_HANG_SECONDS)
@@ -215,7 +216,8 @@ class _Raw:
 
 
 @contextmanager
-def _raw(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
+def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
+    """Does with each connection what *serve* does."""
     server = _Raw(serve)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -228,17 +230,17 @@ def _raw(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
 
 def silent_server():
     """Accepts and never says a word."""
-    return _raw(lambda _: None)
+    return raw_server(lambda _: None)
 
 
 def closing_server():
     """Accepts, and closes at once."""
-    return _raw(lambda connection: connection.shutdown(socket.SHUT_RDWR))
+    return raw_server(lambda connection: connection.shutdown(socket.SHUT_RDWR))
 
 
 def garbage_server():
     """Accepts, and answers no HTTP."""
-    return _raw(lambda connection: connection.sendall(b"\x00\xffcanary\r\n" * 100))
+    return raw_server(lambda connection: connection.sendall(b"\x00\xffcanary\r\n" * 100))
 
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000\r\n\r\n"
@@ -255,7 +257,7 @@ def trickling_server(head: bytes = _HEAD) -> Iterator[_Raw]:
         while not end.wait(0.02):
             connection.sendall(b"x")
 
-    with _raw(serve) as server:
+    with raw_server(serve) as server:
         yield server
         end.set()
 

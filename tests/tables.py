@@ -8,9 +8,10 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
-from otel_tbot.anonymity import HOST_ARCHS, OS_TYPES, SCOPE, to_resource
+from otel_tbot.anonymity import SCOPE, to_resource
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
+from otel_tbot.wire import HOST_ARCHS, OS_TYPES
 from tests.collector.panels import DASHBOARD, EXPECTED
 from tests.conftest import ROOT
 

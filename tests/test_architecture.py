@@ -21,10 +21,11 @@ ALLOWED = {
     "event": {"errors"},
     "tbot_config": {"errors", "event"},
     "report": {"errors", "event", "prehog"},
-    "anonymity": {"__init__", "event"},
+    "wire": {"__init__", "event"},
+    "anonymity": {"__init__", "event", "wire"},
     "otlp": {"outcome", "settings"},
-    "exporters": {"anonymity", "consent", "deadline", "errors", "otlp", "outcome", "settings"},
-    "sending": {"anonymity", "consent", "deadline", "errors", "event", "otlp", "outcome", "settings"},
+    "exporters": {"anonymity", "consent", "deadline", "errors", "event", "otlp", "outcome", "settings", "wire"},
+    "sending": {"consent", "deadline", "errors", "event", "otlp", "outcome", "settings", "wire"},
     "service": {"errors", "event", "outcome", "prehog", "report"},
     "grouping": {"event", "outcome"},
     "bridge": {
@@ -37,17 +38,17 @@ ALLOWED = {
     "relay": {"service", "consent", "doorkeeper", "event", "outcome", "sending", "settings"},
     "stand_in": {"consent", "event", "launcher", "prehog", "report"},
     "demo": {"consent", "launcher", "otlp"},
-    "preview": {"anonymity", "event", "otlp", "settings"},
+    "preview": {"event", "otlp", "settings", "wire"},
     "doctor": {"consent", "deadline", "launcher", "otlp", "outcome", "settings"},
     "cli": {
         *("__init__", "consent", "demo", "doctor", "errors", "event", "outcome", "preview", "sending", "settings"),
         *("bridge", "serving", "tbot_config"),
     },
 }
-KNOW_OPENTELEMETRY = {"anonymity", "bridge_metrics", "exporters", "otlp", "sending"}
+KNOW_OPENTELEMETRY = {"anonymity", "bridge_metrics", "exporters", "otlp", "wire"}
 KNOW_THE_PROTOCOL = {"service", "report", "stand_in"}
 START_PATH = {"__init__": {"importlib"}, "__main__": {"sys", "_signal"}, "consent": {"os"}, "settings": {"urllib"}} | {
-    "launcher": {"os", "sys", "importlib", "_socket", "_signal"}
+    "launcher": {"os", "sys", "_socket", "_signal"}
 }
 
 

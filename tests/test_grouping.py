@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from otel_tbot.anonymity import to_log_record, to_resource, to_span
 from otel_tbot.event import MAX_COUNT, TbotStart
 from otel_tbot.grouping import MAX_GROUP, MAX_GROUP_BYTES, FullError, GroupCommit
-from otel_tbot.otlp import to_request
 from otel_tbot.outcome import Outcome
+from otel_tbot.wire import load_encoder
 
 PATIENT_SECONDS = 60.0
 
@@ -79,8 +78,8 @@ def test_a_group_has_a_bound():
     assert [4, 4, 2] == asyncio.run(run())
 
 
-@pytest.mark.parametrize("to_otel", [to_log_record, to_span])
-def test_the_largest_group_has_bounded_bytes(to_otel):
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_the_largest_group_has_bounded_bytes(signal):
     """As many events as fit a group, each as large as its rules allow, are below the bound in bytes."""
     largest = TbotStart(
         run_mode="one-shot",
@@ -93,10 +92,9 @@ def test_the_largest_group_has_bounded_bytes(to_otel):
         destinations_kubernetes=MAX_COUNT,
         destinations_application=MAX_COUNT,
     )
-    record = to_otel(largest, time_ns=2**63 - 1, resource=to_resource(is_local=False))
-    signal = "span" if to_otel is to_span else "log"
+    group = [(largest, 2**63 - 1)] * MAX_GROUP
 
-    assert MAX_GROUP * to_request(signal, record).ByteSize() < MAX_GROUP_BYTES
+    assert MAX_GROUP * 256 < load_encoder(signal, is_local=False)(group).ByteSize() < MAX_GROUP_BYTES
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))

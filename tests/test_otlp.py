@@ -1,8 +1,10 @@
 import platform
 import re
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -10,16 +12,19 @@ from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.version import __version__ as sdk_version
 
-from otel_tbot import __version__, anonymity
+from otel_tbot import __version__
 from otel_tbot.event import TbotStart
 from otel_tbot.otlp import OtlpSender, parse_log_request
 from otel_tbot.outcome import Outcome
+from otel_tbot.wire import load_encoder
+from tests.polling import poll_until
 from tests.servers import (
     Answer,
     OtlpGrpcServer,
     OtlpHttpServer,
     closing_server,
     garbage_server,
+    raw_server,
     refusing_port,
     silent_server,
     trickling_server,
@@ -39,16 +44,19 @@ def environ_of(url: str, signal: str = "log", protocol: str = "http/protobuf", *
     }
 
 
+def to_body(signal: str, event: TbotStart) -> bytes:
+    """The request that carries *event*."""
+    return load_encoder(signal, is_local=True)([(event, 7 * SECOND_NS)]).SerializeToString()
+
+
 def send(
     environ: dict[str, str], event: TbotStart | None = None, *, deadline_seconds: float = PATIENT_SECONDS
 ) -> Outcome:
     """Sends one event by a sender of its own."""
-    convert = anonymity.to_span if environ["OTEL_TBOT_SIGNAL"] == "span" else anonymity.to_log_record
-    event = event or TbotStart(run_mode="daemon")
-    record = convert(event, time_ns=7 * SECOND_NS, resource=anonymity.to_resource(is_local=True))
+    body = to_body(environ["OTEL_TBOT_SIGNAL"], event or TbotStart(run_mode="daemon"))
     sender = OtlpSender(environ, signal=environ["OTEL_TBOT_SIGNAL"], deadline_seconds=deadline_seconds)
     try:
-        return sender.send([record])
+        return sender.send(body)
     finally:
         sender.close()
 
@@ -237,13 +245,11 @@ def test_an_answer_after_the_deadline_is_none(protocol):
 
 def test_a_sender_is_used_again_and_its_connection_made_anew():
     """Batch after batch gets its own outcome, whatever became of the one before."""
-    record = anonymity.to_log_record(
-        TbotStart(run_mode="daemon"), time_ns=0, resource=anonymity.to_resource(is_local=False)
-    )
+    body = to_body("log", TbotStart(run_mode="daemon"))
     for protocol in ("http/protobuf", "grpc"):
         with server_of(protocol) as server:
             sender = OtlpSender(environ_of(server.url, "log", protocol), signal="log", deadline_seconds=PATIENT_SECONDS)
-            outcomes = [sender.send([record]) for _ in range(3)]
+            outcomes = [sender.send(body) for _ in range(3)]
             sender.close()
 
         assert [Outcome.ACCEPTED] * 3 == outcomes
@@ -253,13 +259,11 @@ def test_a_sender_is_used_again_and_its_connection_made_anew():
 def test_no_cookie_links_one_event_to_the_next():
     """What a collector tries to set comes back in no later request."""
     answer = Answer(headers={"Set-Cookie": "canary=canary; Path=/", "ETag": "canary"})
-    record = anonymity.to_log_record(
-        TbotStart(run_mode="daemon"), time_ns=0, resource=anonymity.to_resource(is_local=False)
-    )
+    body = to_body("log", TbotStart(run_mode="daemon"))
     with OtlpHttpServer(answer) as server:
         sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
         for _ in range(2):
-            assert Outcome.ACCEPTED is sender.send([record])
+            assert Outcome.ACCEPTED is sender.send(body)
         sender.close()
 
     assert "canary" not in str(server.requests[1].headers)
@@ -313,6 +317,88 @@ def test_an_endpoint_without_a_scheme_is_insecure_only_where_that_is_set(insecur
         endpoint = server.url.removeprefix("http://")
 
         assert outcome is send(environ_of(endpoint, "log", "grpc", INSECURE=insecure), deadline_seconds=20)
+
+
+def test_a_gzipped_request_holds_no_time():
+    """gzip's own field for the sender's clock is empty."""
+    with OtlpHttpServer() as server:
+        send(environ_of(server.url, COMPRESSION="gzip"))
+
+    assert b"\x1f\x8b" == server.requests[0].body[:2]
+    assert bytes(4) == server.requests[0].body[4:8]
+
+
+def test_a_name_and_password_in_the_endpoint_are_basic_authorization():
+    """What stands before the host of an endpoint is for the collector; path and query go as they were set."""
+    with OtlpHttpServer() as server:
+        url = server.url.replace("http://", "http://me%40x:se%2Fcret@") + "/in/v1/logs?tenant=a%20b"
+        environ = environ_of("", "log") | {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": url}
+        assert Outcome.ACCEPTED is send(environ)
+
+    assert "/in/v1/logs?tenant=a%20b" == server.requests[0].path
+    assert "Basic bWVAeDpzZS9jcmV0" == server.requests[0].headers["authorization"]
+    assert server.url.removeprefix("http://") == server.requests[0].headers["host"]
+
+
+@contextmanager
+def answering(*answers: bytes):
+    """A server that takes one request a connection, and answers with the next of *answers* and the connection's end."""
+    left = list(answers)
+
+    def serve(connection) -> None:
+        connection.recv(65536)
+        connection.sendall(left.pop(0))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with raw_server(serve) as server:
+        yield server
+
+
+ACCEPTANCE = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: %d\r\n\r\n"
+BROKEN_OFF = {
+    "in its body": ACCEPTANCE % 2 + b"\x0a",
+    "behind its first line": b"HTTP/1.1 200 OK\r\n",
+    "in its head": ACCEPTANCE[:40],
+    "in a chunk": ACCEPTANCE.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"5\r\n\x0a",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN_OFF.values(), ids=BROKEN_OFF)
+def test_an_answer_that_breaks_off_is_none(answer):
+    """What could have been an acceptance, had it come whole, is UNREACHABLE; whole, it is ACCEPTED."""
+    with answering(answer) as server:
+        assert Outcome.UNREACHABLE is send(environ_of(server.url))
+    with answering(ACCEPTANCE % 2 + b"\x0a\x00") as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url))
+
+
+def test_a_connection_that_the_collector_closed_meanwhile_is_made_anew():
+    """A connection that ended between two requests, which servers do after some idle time, costs no event."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    with answering(ACCEPTANCE % 0, ACCEPTANCE % 0) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        first = sender.send(body)
+        poll_until(lambda: is_ended(server.connections[0]), waiting_for="the connection's end")
+        outcomes = [first, sender.send(body)]
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 2 == outcomes
+        assert 2 == len(server.connections)
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the server has closed its side."""
+    try:
+        connection.sendall(b"x")
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["x" * 70, "a..b"])
+def test_a_host_that_can_be_no_name_is_unreachable(host):
+    """A label that is too long or empty is no exception."""
+    assert Outcome.UNREACHABLE is send(environ_of(f"http://{host}:1"))
 
 
 def test_a_request_can_be_shown():

@@ -14,9 +14,8 @@ import yaml
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
-from otel_tbot.anonymity import to_log_record, to_resource, to_span
 from otel_tbot.event import ATTRIBUTES, TbotStart
-from otel_tbot.otlp import to_request
+from otel_tbot.wire import describe_resource, load_encoder
 from tests.collector.backends import Jaeger, Loki, Prometheus
 from tests.collector.otelcol import CONFIG, KitCollector, find_free_port
 from tests.collector.panels import DASHBOARD, EVENTS, EXPECTED, resolve, to_shown
@@ -33,9 +32,8 @@ SOON = ["--config", "yaml:processors::interval/counted::interval: 200ms"]
 def to_requests(signal, events):
     """An OTLP request for each event, of now, and their session ids."""
     sent = [TbotStart(**fields) for fields in events]
-    convert = to_span if signal == "span" else to_log_record
-    records = [convert(event, time_ns=time.time_ns(), resource=to_resource(is_local=True)) for event in sent]
-    return [to_request(signal, record) for record in records], [event.session_id for event in sent]
+    encode = load_encoder(signal, is_local=True)
+    return [encode([(event, time.time_ns())]) for event in sent], [event.session_id for event in sent]
 
 
 def send_over_http(collector, signal, events):
@@ -99,7 +97,7 @@ def test_every_panel_shows_the_known_numbers(files, send, otelcol, tmp_path):
         counted = [series["metric"] for series in prometheus.query("tbot_starts_total")]
 
     documented = {attribute.key.replace(".", "_") for attribute in ATTRIBUTES}
-    resource = {key.replace(".", "_") for key in to_resource(is_local=True).attributes}
+    resource = {key.replace(".", "_") for key in describe_resource(is_local=True)}
     assert keys - LOKI_S_OWN <= documented | resource | {"scope_name", "scope_version"}
     assert documented <= keys
     assert {"one", "two"} == {metric["instance"] for metric in counted}
@@ -218,7 +216,7 @@ def test_spans_are_seen_in_jaeger(name, otelcol, tmp_path):
     assert {"tbot.start"} == {span["operationName"] for span in spans}
     documented = {attribute.key for attribute in ATTRIBUTES} | {"otel.scope.name", "otel.scope.version", "span.kind"}
     assert {key for found in tags for key in found} <= documented
-    resource = set(to_resource(is_local=True).attributes) - {"service.name"}
+    resource = set(describe_resource(is_local=True)) - {"service.name"}
     assert {tag["key"] for process in processes for tag in process["tags"]} <= resource
 
 

@@ -8,9 +8,9 @@ import requests
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
-from otel_tbot.anonymity import to_log_record, to_resource, to_span
 from otel_tbot.event import ATTRIBUTES, TbotStart
-from otel_tbot.otlp import to_json, to_request
+from otel_tbot.otlp import to_json
+from otel_tbot.wire import load_encoder
 from tests import tables
 from tests.collector.hostile import CANARY, plant_everywhere
 from tests.collector.otelcol import CONFIG, KitCollector
@@ -69,9 +69,7 @@ def an_event(signal, **fields):
         destinations_database=2,
         **fields,
     )
-    convert = to_span if signal == "span" else to_log_record
-    record = convert(event, time_ns=1_790_000_000 * SECOND_NS, resource=to_resource(is_local=True))
-    return to_request(signal, record), event.session_id
+    return load_encoder(signal, is_local=True)([(event, 1_790_000_000 * SECOND_NS)]), event.session_id
 
 
 def record_of(request):
@@ -172,11 +170,8 @@ def test_what_is_outside_the_rules_is_dropped(signal, otelcol, tmp_path):
                 setattr(attribute.value, "int_value" if isinstance(value, int) else "string_value", value)
         requests_sent.append(request)
     bare = TbotStart(run_mode="daemon", version="x", join_type="x", helper="x y", helper_version="x")
-    convert = to_span if signal == "span" else to_log_record
-    least, other = (
-        to_request(signal, convert(event, time_ns=SECOND_NS, resource=to_resource(is_local=False)))
-        for event in (TbotStart(run_mode="daemon"), bare)
-    )
+    encode = load_encoder(signal, is_local=False)
+    least, other = (encode([(event, SECOND_NS)]) for event in (TbotStart(run_mode="daemon"), bare))
     with Local(otelcol, tmp_path) as local:
         for request in (*requests_sent, least, other):
             local.send(request, signal, "http/protobuf")
