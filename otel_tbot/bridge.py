@@ -11,16 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from connectrpc.code import Code
-from connectrpc.errors import ConnectError
-
 from otel_tbot import sending, settings
 from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.grouping import FullError, GroupCommit
 from otel_tbot.outcome import Outcome
-from otel_tbot.service import Receive, Scope, Send, answer_plainly, build_application
+from otel_tbot.service import FULL, Receive, RefusedError, Response, Scope, Send, build_application, send_response
 
 DRAIN_SECONDS: Final = 7.5
 """How long what waits may wait for its answer once the end was asked for."""
@@ -73,7 +70,7 @@ class Bridge:
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "http" and scope["path"] in (HEALTH_PATH, READY_PATH):
             is_ready = self._group is not None and not self._is_draining
-            await answer_plainly(send, 200 if is_ready or scope["path"] == HEALTH_PATH else 503)
+            await send_response(send, Response(200 if is_ready or scope["path"] == HEALTH_PATH else 503))
         else:
             if self._group is None:
                 self.start()
@@ -104,7 +101,7 @@ class Bridge:
         try:
             return await group.deliver(event, time_ns=time.time_ns(), limit_seconds=timeout_ms / 1000)
         except FullError:
-            raise ConnectError(Code.RESOURCE_EXHAUSTED, "too many reports wait for the collector") from None
+            raise RefusedError(FULL) from None
 
     def _note(self, reason: str) -> None:
         self.counts.received += 1

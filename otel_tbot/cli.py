@@ -89,7 +89,7 @@ example:
 
 exit status: 0 healthy, or off; 1 there is a problem."""
 
-_RELAY_EXTRA: Final = ("connectrpc", "httptools", "uvicorn", "yaml")
+_RELAY_EXTRA: Final = ("httptools", "uvicorn", "yaml")
 
 # Flags of `tbot start` that say nothing of the event and take no value.
 _TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))

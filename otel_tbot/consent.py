@@ -31,12 +31,10 @@ def is_granted(environ: "Mapping[str, str]", origin: str = FROM_ENVIRONMENT) -> 
     Source: Teleport, "Telemetry" page (variable, opt-in); tbot (spellings); OpenTelemetry specification, SDK
     environment variables.
     """
-    if is_sdk_disabled(environ):
-        return False
+    # The opt-in first: where there is none, which is nearly everywhere, one look-up is all that `emit` costs.
     answer = environ.get(CONSENT_VARIABLE)
-    if answer is None:
-        return origin == FROM_REPORT
-    return answer in _TRUE
+    is_answered_yes = origin == FROM_REPORT if answer is None else answer in _TRUE
+    return is_answered_yes and not is_sdk_disabled(environ)
 
 
 def is_sdk_disabled(environ: "Mapping[str, str]") -> bool:

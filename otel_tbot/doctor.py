@@ -27,7 +27,7 @@ OLDEST_TBOT: Final = (12, 1)
 
 _STEP_SECONDS: Final = 5.0
 _FEW_MS: Final = 60
-_EXTRA_MODULES: Final = ("connectrpc", "httptools", "uvicorn", "yaml")
+_EXTRA_MODULES: Final = ("httptools", "uvicorn", "yaml")
 _ENTRY_POINT_GROUPS: Final = ("opentelemetry_logs_exporter", "opentelemetry_traces_exporter")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 _NOT_AN_ANSWER: Final = ("401", "403", "404", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
@@ -300,7 +300,7 @@ def _try_export(environ: Mapping[str, str], signal: str) -> Finding:
         status = ""
         try:
             sender = OtlpSender(environ, signal=signal, deadline_seconds=_STEP_SECONDS)
-            outcome = sender.send([])
+            outcome = sender.send(b"")
             status = sender.answer.status
             sender.close()
         except Exception as error:  # noqa: BLE001  # one exporter call: whatever it is, nothing was exported

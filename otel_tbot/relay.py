@@ -1,30 +1,33 @@
 """The relay's work: accepted connections go in, one report of them goes on, and its answer tells what became of it.
 
-The same service as the bridge's, for one report. The time limits count from when a connection was accepted.
+The bridge's service for one report, read from the socket itself: a thread a connection, one request each. No event loop
+and no server's framework, whose imports (asyncio, uvicorn: 90 ms of processor time) take longer than all of this.
+The time limits count from when a connection was accepted.
 """
 
-import asyncio
 import os
+import select
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Final
 
-from connectrpc.code import Code
-from connectrpc.errors import ConnectError
-from uvicorn import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
+import httptools
 
-from otel_tbot import sending, service, settings
+from otel_tbot import sending, settings
 from otel_tbot.consent import FROM_REPORT
 from otel_tbot.doorkeeper import REFUSAL, Door
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
+from otel_tbot.service import MAX_REQUEST_BYTES, Call, RefusedError, Response, to_answer, to_error
 
 _LINGER_SECONDS: Final = 1.0
-"""How long a client may take to fetch its answer."""
+"""How long a client may take to fetch its answer, or to leave after one that came before it had sent all."""
+
+_PIECE_BYTES: Final = 16 * 1024
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_HTTP: Final = Response(400)
+_BUSY: Final = to_error("resource_exhausted", "this relay has taken the one report it is for")
 
 
 def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
@@ -33,139 +36,163 @@ def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
     A report on *path_prefix* is answered within *timeout_seconds* of its connection, a daemon's within 10 s; a
     connection that brings none in *timeout_seconds* is refused.
     """
-    asyncio.run(_Relay(door, path_prefix, timeout_seconds).serve())
+    door.open_to(_Relay(door, path_prefix, timeout_seconds).take)
+    # The report is seldom there already, and importing what sends it is what would take most of its time.
+    sending.load(os.environ)
+    threading.Event().wait()
 
 
 class _Relay:
     """One report's way: the connection it came on, its sending, its answer."""
 
     def __init__(self, door: Door, path_prefix: str, timeout_seconds: float) -> None:
-        self.timeout_seconds = timeout_seconds
         self._door = door
-        self._application = service.build_application(self._deliver, path_prefix=path_prefix)
-        self._config = Config(
-            self._run,
-            http=_Connection,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            workers=1,  # or WEB_CONCURRENCY decides, and whatever it holds has to be a number
-            h11_max_incomplete_event_size=service.MAX_REQUEST_BYTES,
-        )
-        self._server_state = ServerState()
-        # A relay that has answered leaves; a client that kept its connection would find nobody there.
-        self._server_state.default_headers = [(b"connection", b"close")]
-        self._connection: ContextVar[_Connection] = ContextVar("connection")
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._reporter: _Connection | None = None
-        self._is_sent = False
+        self._path_prefix = path_prefix
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._has_report = False
 
-    async def serve(self) -> None:
-        loop = asyncio.get_running_loop()
+    def take(self, connection: socket.socket, accepted_at: float) -> None:
+        """Serves *connection* in a thread of its own."""
+        threading.Thread(target=self._serve, args=(connection, accepted_at), daemon=True).start()
 
-        def take(connection: socket.socket, accepted_at: float) -> None:
-            loop.call_soon_threadsafe(self._take, connection, accepted_at)
-
-        self._door.open_to(take)
-        # The report is seldom there already, and importing OpenTelemetry is what would take most of its time.
-        await asyncio.to_thread(sending.load, os.environ)
-        await loop.create_future()
-
-    def _take(self, connection: socket.socket, accepted_at: float) -> None:
-        def build() -> _Connection:
-            return _Connection(self, self._config, self._server_state, accepted_at=accepted_at)
-
-        task = asyncio.get_running_loop().create_task(self._connect(connection, build))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, connection: socket.socket, build: "Callable[[], _Connection]") -> None:
+    def _serve(self, connection: socket.socket, accepted_at: float) -> None:
+        request = _Request(connection, accepted_at + self._timeout_seconds, self._path_prefix)
+        is_reporter = False
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(build, connection)
+            with connection:
+                event = request.read()
+                if event is None:
+                    return
+                is_reporter = self._claim()
+                response = self._send(event, accepted_at) if is_reporter else _BUSY
+                request.answer(
+                    to_answer(response, is_json=request.is_json) if isinstance(response, Outcome) else response
+                )
         except OSError:
-            connection.close()
+            pass  # nobody is there any more
+        finally:
+            if is_reporter:
+                # The report was sent and its connection has the answer; whoever else is connected.
+                os._exit(0)
             self._door.release()
 
-    async def _run(self, scope: service.Scope, receive: service.Receive, send: service.Send) -> None:
-        self._connection.set(scope["state"]["connection"])
-        await self._application(scope, receive, send)
+    def _claim(self) -> bool:
+        """Whether the report at hand is the one that this relay is for."""
+        with self._lock:
+            is_first = not self._has_report
+            self._has_report = True
+        return is_first
 
-    async def _deliver(self, event: TbotStart) -> Outcome:
-        if self._reporter is not None:
-            raise ConnectError(Code.RESOURCE_EXHAUSTED, "this relay has taken the one report it is for")
+    def _send(self, event: TbotStart, accepted_at: float) -> Outcome:
         time_ns = time.time_ns()
-        self._reporter = connection = self._connection.get()
         is_daemon = event.run_mode == "daemon"
-        limit_seconds = settings.DAEMON_DEADLINE_MS / 1000 if is_daemon else self.timeout_seconds
-        deadline = connection.accepted_at + limit_seconds
-        connection.limit(deadline + _LINGER_SECONDS)
+        limit_seconds = settings.DAEMON_DEADLINE_MS / 1000 if is_daemon else self._timeout_seconds
         self._door.close()
-
-        def send() -> Outcome:
-            return sending.send(
-                event,
-                origin=FROM_REPORT,
-                is_local=True,
-                time_ns=time_ns,
-                deadline_seconds=deadline - time.monotonic(),
-            )
-
-        self._door.hold()
-        sent = asyncio.ensure_future(asyncio.to_thread(send))
-        sent.add_done_callback(self._note_sent)
-        # A client that leaves cancels this wait, not the sending: the event is on its way.
-        return await asyncio.shield(sent)
-
-    def _note_sent(self, sent: asyncio.Future[Outcome]) -> None:
-        sent.exception()  # asked, so that none is reported as never retrieved; the waiting request reports it
-        self._is_sent = True
-        self._leave_if_done()
-        self._door.release()
-
-    def note_end(self) -> None:
-        """Takes note that a connection is over."""
-        self._leave_if_done()
-        self._door.release()
-
-    def _leave_if_done(self) -> None:
-        """Ends the process when the report was sent and its connection has the answer, whoever else is connected."""
-        if self._is_sent and self._reporter is not None and self._reporter.is_over:
-            os._exit(0)
+        return sending.send(
+            event,
+            origin=FROM_REPORT,
+            is_local=True,
+            time_ns=time_ns,
+            deadline_seconds=accepted_at + limit_seconds - time.monotonic(),
+        )
 
 
-class _Connection(H11Protocol):
-    """One connection, with the limit that uvicorn does not set: it never closes a silent client."""
+class _Request:
+    """The request of one connection, read until *limit*, in the time of time.monotonic, and its answer."""
 
-    def __init__(self, relay: _Relay, config: Config, server_state: ServerState, *, accepted_at: float) -> None:
-        super().__init__(config, server_state, {"connection": self})
-        self.accepted_at = accepted_at
-        self.is_over = False
-        self._relay = relay
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self, connection: socket.socket, limit: float, path_prefix: str) -> None:
+        self.is_json = False
+        self._connection = connection
+        self._limit = limit
+        self._path_prefix = path_prefix
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._call: Call | None = None
+        self._refused: Response | None = None
+        self._is_complete = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self.limit(self.accepted_at + self._relay.timeout_seconds)
+    def read(self) -> TbotStart | None:
+        """The event that the request reports; None where it reports none, and has its answer, or has gone."""
+        head_bytes = 0
+        try:
+            while not self._is_complete:
+                if not _wait_until(self._connection, self._limit):
+                    self._write(REFUSAL)
+                    return None
+                piece = self._connection.recv(_PIECE_BYTES)
+                if not piece:
+                    return None
+                self._parser.feed_data(piece)
+                if self._refused is not None:
+                    raise RefusedError(self._refused)
+                head_bytes += len(piece)
+                if self._call is None and head_bytes > MAX_REQUEST_BYTES:
+                    raise RefusedError(_NO_HTTP)
+            return self._call.finish()  # type: ignore[union-attr]  # a complete request has a head
+        except httptools.HttpParserError:
+            self.answer(_NO_HTTP)
+        except RefusedError as refused:
+            self.answer(refused.response)
+        return None
 
-    def limit(self, moment: float) -> None:
-        """Sets when the connection is refused at the latest, in the time of time.monotonic, which is the loop's."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_at(moment, self._give_up)
+    def answer(self, response: Response) -> None:
+        """Sends *response*; the connection ends with it."""
+        fields = (
+            *response.headers,
+            (b"content-length", b"%d" % len(response.body)),
+            # A relay that has answered leaves; a client that kept its connection would find nobody there.
+            (b"connection", b"close"),
+        )
+        head = b"".join(b"%s: %s\r\n" % field for field in fields)
+        self._write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (response.status, head, response.body))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-        self.is_over = True
-        self._relay.note_end()
+    def _write(self, text: bytes) -> None:
+        self._connection.settimeout(_LINGER_SECONDS)
+        self._connection.sendall(text)
+        if not self._is_complete:
+            # What is left unread would turn the close into a reset, and the answer could be lost.
+            self._connection.shutdown(socket.SHUT_WR)
+            limit = time.monotonic() + _LINGER_SECONDS
+            while _wait_until(self._connection, limit) and self._connection.recv(_PIECE_BYTES):
+                pass
 
-    def _give_up(self) -> None:
-        has_begun = self.cycle is not None and self.cycle.response_started  # type: ignore[redundant-expr]  # is None at first
-        if not has_begun and not self.transport.is_closing():
-            self.transport.write(REFUSAL)
-        self.transport.close()
-        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+    # What the parser calls. It wraps what these raise, so a refusal is kept for the one who feeds it.
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._is_complete:
+            return  # a request behind the one that is answered: the connection ends before it
+        path = self._url.partition(b"?")[0].decode("ascii", "surrogateescape")
+        method = self._parser.get_method().decode()
+        try:
+            self._call = Call(method, path, self._headers, path_prefix=self._path_prefix)
+        except RefusedError as refused:
+            self._refused = refused.response
+            return
+        self.is_json = self._call.is_json
+        if (b"expect", b"100-continue") in self._headers:
+            self._connection.sendall(_CONTINUE)
+
+    def on_body(self, piece: bytes) -> None:
+        try:
+            if self._call is not None and not self._is_complete:
+                self._call.add(piece)
+        except RefusedError as refused:
+            self._refused = self._refused or refused.response
+
+    def on_message_complete(self) -> None:
+        self._is_complete = True
+
+
+def _wait_until(connection: socket.socket, limit: float) -> bool:
+    """Whether there is something to read from *connection* before *limit*."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(max(limit - time.monotonic(), 0) * 1000))

@@ -3,23 +3,30 @@
 `python -m otel_tbot.stand_in [--oneshot]`. Unlike tbot it never reports without an address, so never to Teleport.
 """
 
+import http.client
+import json
 import os
 import sys
 from typing import Final
-
-from connectrpc.errors import ConnectError
+from urllib.parse import urlsplit
 
 from otel_tbot.consent import is_granted
 from otel_tbot.event import TbotStart
 from otel_tbot.launcher import ADDRESS_VARIABLE
-from otel_tbot.prehog.tbot_connect import TbotReportingServiceClientSync
 from otel_tbot.report import to_report
 
 VERSION: Final = "18.4.1"
 HELPER_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER"
 HELPER_VERSION_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER_VERSION"
 
-_WAIT_MS: Final = 10_000
+_WAIT_SECONDS: Final = 10.0
+_PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+_HEADERS: Final = {
+    "Content-Type": "application/proto",
+    "Connect-Protocol-Version": "1",
+    "Accept-Encoding": "gzip",
+    "Transfer-Encoding": "chunked",
+}
 
 
 def main() -> int:
@@ -43,12 +50,22 @@ def main() -> int:
 
 
 def _report(event: TbotStart, address: str) -> str:
-    client = TbotReportingServiceClientSync(address, send_compression=None, timeout_ms=_WAIT_MS)
+    """Posts the report as tbot does, in chunks; what became of it."""
+    url = urlsplit(address)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_WAIT_SECONDS)
+    body = iter([to_report(event).SerializeToString()])
     try:
-        client.submit_tbot_event(to_report(event))
-    except ConnectError as error:
-        return f"the report was answered with {error.code.value}: {error.message}"
-    return "the report was accepted"
+        connection.request("POST", url.path + _PROCEDURE, body, _HEADERS, encode_chunked=True)
+        response = connection.getresponse()
+        if response.status == http.client.OK:
+            return "the report was accepted"
+        error = json.load(response)
+        return f"the report was answered with {error['code']}: {error['message']}"
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        # In the words of a Connect client for a server that is not there.
+        return f"the report was answered with unavailable: {type(error).__name__}"
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=$1
 output=$2
 PATH="$(dirname "$python"):$PATH" "$python" -m grpc_tools.protoc -I. \
-  --python_out="$output" --pyi_out="$output" --connectrpc_out="$output" --connectrpc_opt=protobuf=google \
+  --python_out="$output" --pyi_out="$output" \
   otel_tbot/prehog/tbot.proto
 if command -v go >/dev/null; then
   tests/reporter/generate.sh "$python" "$output/tests/reporter"

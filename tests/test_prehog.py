@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT, skip_or_fail
 
-GENERATED = ("otel_tbot/prehog/tbot_pb2.py", "otel_tbot/prehog/tbot_pb2.pyi", "otel_tbot/prehog/tbot_connect.py")
+GENERATED = ("otel_tbot/prehog/tbot_pb2.py", "otel_tbot/prehog/tbot_pb2.pyi")
 GENERATED_IN_GO = (
     "tests/reporter/prehog/tbot.pb.go",
     "tests/reporter/prehog/prehogconnect/tbot.connect.go",

@@ -1,3 +1,3 @@
-"""Stands in the way of the real uvicorn."""
+"""Stands in the way of the real httptools."""
 
 raise RuntimeError("broken on purpose")
