@@ -13,29 +13,32 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, NoReturn
 
 from otel_tbot import settings
 from otel_tbot.launcher import ADDRESS_VARIABLE, COMMAND_FD, LISTENER_FD, WATCH_FD
 
-LIFETIME_SECONDS: Final = 60.0
+TYPE_CHECKING = False  # importing typing would take a fifth of the time until connections are accepted
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, NoReturn
+
+    Take = Callable[[socket.socket, float], None]
+
+LIFETIME_SECONDS: "Final" = 60.0
 """How long the relay waits for a report: tbot reports while it joins."""
 
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: "Final" = 64
 """More wait in the socket's queue."""
 
-REFUSAL: Final = (
+REFUSAL: "Final" = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 79\r\n"
     b"Connection: close\r\n\r\n"
     b'{"code":"unavailable","message":"no report was sent and answered in the limit"}'
 )
 """What a connection gets that has no report or no answer in time; a Connect error, so tbot logs it as one."""
 
-Take = Callable[[socket.socket, float], None]
 
-
-def main(watch: str, command_pid: str) -> NoReturn:
+def main(watch: str, command_pid: str) -> "NoReturn":
     """Is the relay, in the process that `launcher` made for it: LISTENER_FD listens, COMMAND_FD tells of the end.
 
     *watch* is WATCH_FD where COMMAND_FD is a pidfd of the command, else its end is asked for by *command_pid*.
@@ -118,14 +121,14 @@ class Door:
         self._ends_at = self._closes_at + max(timeout_seconds, settings.DAEMON_DEADLINE_MS / 1000) + 1
         self._lock = threading.Lock()
         self._waiting: deque[tuple[socket.socket, float]] = deque()
-        self._take: Take | None = None
+        self._take: "Take | None" = None
         self._held = 0
         self._is_closed = False
         self._is_out_of_files = False
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
 
-    def open_to(self, take: Take) -> None:
+    def open_to(self, take: "Take") -> None:
         """From now on *take* gets each connection and the time it was accepted at, and calls `release` at its end."""
         with self._lock:
             self._take = take

@@ -68,10 +68,12 @@ _STATUSES: Final = {
 
 
 def to_error(code: str, message: str, *, reason: str = "") -> Response:
-    """The answer that is a Connect error of *code*; refused for *reason*, if that is not the code. Pure."""
-    import json
+    """The answer that is a Connect error of *code*; refused for *reason*, if that is not the code. Pure.
 
-    body = json.dumps({"code": code, "message": message}, separators=(",", ":")).encode()
+    *message* is a text of ours, printable ASCII, so that JSON needs no more than this.
+    """
+    text = message.replace("\\", "\\\\").replace('"', '\\"')
+    body = f'{{"code":"{code}","message":"{text}"}}'.encode()
     return Response(_STATUSES[code], ((b"content-type", _JSON),), body, reason or code)
 
 

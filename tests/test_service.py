@@ -10,7 +10,7 @@ from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
 from otel_tbot.report import to_report
-from otel_tbot.service import MAX_REQUEST_BYTES, build_application
+from otel_tbot.service import MAX_REQUEST_BYTES, build_application, to_error
 
 PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
 PROTO = ((b"content-type", b"application/proto"), (b"connect-protocol-version", b"1"))
@@ -186,3 +186,11 @@ def test_only_the_procedure_on_the_secret_path_is_served(status, request_of):
     assert status == caller.call(a_report().SerializeToString(), **request_of)[0]
     assert not caller.events
     assert 200 == caller.call(a_report().SerializeToString(), path="/secret" + PROCEDURE)[0]
+
+
+@pytest.mark.parametrize("message", ["", "plain", 'a "quoted" word', "a back\\slash", '\\"'])
+def test_an_error_is_json_whatever_its_message(message):
+    """A message with what JSON escapes comes out as it went in."""
+    body = to_error("unavailable", message).body
+
+    assert {"code": "unavailable", "message": message} == json.loads(body)
