@@ -81,11 +81,9 @@ build/reporter: $(wildcard tests/reporter/*.go tests/reporter/go.* tests/reporte
 	cd tests/reporter && go build -o ../../build/reporter .
 
 .PHONY: bench
-bench: $(VENV)/.developed collector reporter ## Measure, and print tables; benchmarks/RESULTS.md holds what was measured
+bench: $(VENV)/.developed collector reporter ## Measure everything into benchmarks/RESULTS.md, or FIGURES="off on" to look
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
-	$(BIN)/python -m benchmarks.servers
-	$(BIN)/python -m benchmarks.bridge_memory
-	$(BIN)/python -m benchmarks.guard
+	$(BIN)/python -m benchmarks $(FIGURES)
 
 BACKENDS := prometheus jaeger loki
 PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus

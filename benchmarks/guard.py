@@ -1,21 +1,22 @@
-"""`python -m benchmarks.guard`: events a second through the collector with the guard and without, side by side.
+"""Figure `guard`: events a second through the collector with the guard and without, side by side.
 
 Requests of 100 events over OTLP/HTTP from four threads; the exporter is debug, which only counts.
 """
 
-import statistics
-import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import requests
 
-from benchmarks.servers import ROOT, read_cpu_seconds
-from tests.collector.otelcol import KitCollector
+from benchmarks.measuring import COLLECTOR, interleave, read_processor_seconds
+from benchmarks.table import Figure
+from tests.collector.otelcol import Collector, KitCollector
 from tests.collector.test_guard import an_event
 
-EVENTS_A_REQUEST, REQUESTS, ROUNDS, THREADS = 100, 400, 3, 4
+EVENTS_A_REQUEST, REQUESTS, ROUNDS, THREADS = 100, 400, 5, 4
 _BARE = "{service: {pipelines: {logs/tbot: {processors: []}, traces/tbot: {processors: []}}}}"
 _QUIET = """
 exporters: {debug/tbot: {verbosity: basic}}
@@ -36,15 +37,14 @@ def to_body() -> bytes:
 def measure(folder: Path, body: bytes, *, is_guarded: bool) -> tuple[float, float]:
     """Events a second, and microseconds of the collector's processor time an event."""
     more = ["--config", f"yaml:{_QUIET}", *([] if is_guarded else ["--config", f"yaml:{_BARE}"])]
-    program = str(ROOT / "build" / "collector" / "otelcol")
-    with KitCollector(program, folder, "guard", "local", more=more) as collector:
-        before, began = read_cpu_seconds(collector.pid), time.monotonic()
+    with KitCollector(str(COLLECTOR), folder, "guard", "local", more=more) as collector:
+        before, began = read_processor_seconds(collector.pid), time.monotonic()
         threads = [threading.Thread(target=_send, args=(f"{collector.url}/v1/logs", body)) for _ in range(THREADS)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        seconds, spent = time.monotonic() - began, read_cpu_seconds(collector.pid) - before
+        seconds, spent = time.monotonic() - began, read_processor_seconds(collector.pid) - before
     events = REQUESTS * EVENTS_A_REQUEST
     return events / seconds, 1e6 * spent / events
 
@@ -56,20 +56,28 @@ def _send(url: str, body: bytes) -> None:
             session.post(url, data=body, timeout=60).raise_for_status()
 
 
-def main() -> None:
-    """Prints a table: median of the rounds."""
+def measure_guard(_collector: Collector) -> list[Figure]:
+    """The collector with the guard, beside itself without."""
     body = to_body()
-    measured: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(ROUNDS):
-            for is_guarded, rounds in measured.items():
-                rounds.append(measure(Path(folder), body, is_guarded=is_guarded))
-    print("| collector | events a second | processor time an event, µs |")
-    print("| --- | --- | --- |")
-    for is_guarded, rounds in measured.items():
-        rate, spent = (statistics.median(values) for values in zip(*rounds, strict=True))
-        print(f"| {'with' if is_guarded else 'without'} the guard | {rate:.0f} | {spent:.1f} |")
+    with TemporaryDirectory() as folder:
 
+        def once(*, is_guarded: bool) -> Mapping[str, float]:
+            rate, spent = measure(Path(folder), body, is_guarded=is_guarded)
+            return {"rate": rate, "spent": spent}
 
-if __name__ == "__main__":
-    main()
+        taken = interleave(
+            {"without": lambda: once(is_guarded=False), "with": lambda: once(is_guarded=True)}, ROUNDS, is_warmed=False
+        )
+    figure = Figure(
+        "8. The guard",
+        f"{ROUNDS} rounds of {REQUESTS * EVENTS_A_REQUEST:,} events in requests of {EVENTS_A_REQUEST}, four at a time; "
+        "the exporter only counts.",
+    )
+    for name in ("without", "with"):
+        figure.add(f"{name} the guard: events a second", taken[f"{name}: rate"], "")
+    for name in ("without", "with"):
+        base = None if name == "without" else taken["without: spent"]
+        figure.add(
+            f"{name} the guard: the collector's processor time an event", taken[f"{name}: spent"], "us", base=base
+        )
+    return [figure]

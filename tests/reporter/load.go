@@ -38,10 +38,13 @@ func load(arguments []string) {
 	count := flags.Int("count", 1000, "reports in all")
 	connections := flags.Int("connections", 64, "connections, and reports under way")
 	over := flags.Duration("over", 0, "spread the reports over this time (default: as fast as they are answered)")
+	anew := flags.Bool("anew", false, "a connection for each report, as each start of a tbot makes one")
 	each := flags.String("each", "", "file for a line a report")
 	flags.Parse(arguments)
 
-	transport := &http.Transport{MaxConnsPerHost: *connections, MaxIdleConnsPerHost: *connections}
+	transport := &http.Transport{
+		MaxConnsPerHost: *connections, MaxIdleConnsPerHost: *connections, DisableKeepAlives: *anew,
+	}
 	client := prehogconnect.NewTbotReportingServiceClient(
 		&http.Client{Transport: chunked{transport}}, *address,
 	)

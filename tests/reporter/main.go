@@ -2,7 +2,8 @@
 //
 // It reads tbot's four variables, posts with connect-go as tbot does, in the background and without a deadline, and
 // waits for the answer before it ends. What becomes of the report never changes its exit status. Unlike tbot it
-// reports nowhere when no address is set: tbot would report to Teleport. `reporter load` stands for many at once.
+// reports nowhere when no address is set: tbot would report to Teleport. `reporter load` stands for many at once, and
+// `reporter serve` for a service that does nothing.
 package main
 
 import (
@@ -30,6 +31,10 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "load" {
 		load(os.Args[2:])
 		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		fmt.Fprintln(os.Stderr, "reporter:", serve())
+		os.Exit(1)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "start" {
 		os.Args = append(os.Args[:1], os.Args[2:]...)

@@ -1,0 +1,44 @@
+"""An empty SubmitTbotEvent by connectrpc: what the library costs that the service could be built on instead."""
+
+from typing import Any
+
+from connectrpc.compat import google_protobuf_codecs
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.server import ConnectASGIApplication, Endpoint
+
+from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
+from otel_tbot.report import parse_report
+from otel_tbot.service import MAX_REQUEST_BYTES, PROCEDURE
+
+_SERVICE, _METHOD = PROCEDURE.strip("/").split("/")
+
+
+class _Service:
+    async def submit(self, request: SubmitTbotEventRequest, _context: object) -> SubmitTbotEventResponse:
+        parse_report(request)
+        return SubmitTbotEventResponse()
+
+
+class _Application(ConnectASGIApplication[_Service]):
+    def __init__(self) -> None:
+        method: MethodInfo[Any, Any] = MethodInfo(
+            name=_METHOD,
+            service_name=_SERVICE,
+            input=SubmitTbotEventRequest,
+            output=SubmitTbotEventResponse,
+            idempotency_level=IdempotencyLevel.UNKNOWN,
+            stream_type=StreamType.UNARY,
+        )
+        super().__init__(
+            service=_Service(),
+            endpoints=lambda service: {PROCEDURE: Endpoint.unary(method, service.submit)},
+            read_max_bytes=MAX_REQUEST_BYTES,
+            codecs=google_protobuf_codecs(),
+        )
+
+    @property
+    def path(self) -> str:
+        return PROCEDURE.rpartition("/")[0]
+
+
+app = _Application()

@@ -1,0 +1,64 @@
+"""Figures `off` and `on`: how long until the command is executing behind `otel-tbot run --`."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.measuring import BIN, CONSENT, PLAIN, interleave, run_alone
+from benchmarks.peers import OTEL_CLI, environment
+from benchmarks.table import Figure
+from tests.collector.otelcol import Collector
+
+ROUNDS = 60
+# Says when it was executed, by the clock that we start it by.
+_COMMAND = ("/usr/bin/date", "+%s%N")
+_EXEC = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def _time_until_executing(*front: str | Path, **environ: str) -> Callable[[], float]:
+    def measure() -> float:
+        began = time.time_ns()
+        return (int(run_alone([*front, *_COMMAND], PLAIN | environ).output) - began) / 1e9
+
+    return measure
+
+
+def measure_off(_collector: Collector) -> list[Figure]:
+    """The console script off, as pip and as uv installed it, beside a bare Python of the same environment."""
+    cases = {}
+    for installer in ("pip", "uv"):
+        binaries = environment(installer) / "bin"
+        cases[f"bare Python, {installer}"] = _time_until_executing(binaries / "python", "-c", _EXEC)
+        cases[f"otel-tbot run, {installer}"] = _time_until_executing(binaries / "otel-tbot", "run", "--")
+    taken = interleave(cases, ROUNDS)
+    figure = Figure("1. Off: time until the command is executing", f"{ROUNDS} rounds; the console script of the wheel.")
+    for installer in ("pip", "uv"):
+        floor = taken[f"bare Python, {installer}"]
+        figure.add(f"bare Python that execs (environment of {installer})", floor, "ms", scale=1e3)
+        ours = taken[f"otel-tbot run, {installer}"]
+        figure.add(f"`otel-tbot run`, installed by {installer}", ours, "ms", scale=1e3, base=floor, at_most=1.10)
+    return [figure]
+
+
+def measure_on(collector: Collector) -> list[Figure]:
+    """The same, on, with the relay that it starts; beside what others put in front of a command."""
+    environ = collector.environ("http/protobuf", "log")
+    binaries = environment("pip") / "bin"
+    instrument = BIN / "opentelemetry-instrument"
+    cli = (OTEL_CLI, "exec", "--endpoint", environ["OTEL_EXPORTER_OTLP_ENDPOINT"], "--protocol", "http/protobuf", "--")
+    cases = {
+        "bare Python that execs": _time_until_executing(binaries / "python", "-c", _EXEC),
+        "`otel-tbot run`": _time_until_executing(binaries / "otel-tbot", "run", "--", **environ, **CONSENT),
+        "`otel-cli exec` (Go)": _time_until_executing(*cli),
+        "`opentelemetry-instrument python`, execs": _time_until_executing(
+            instrument, BIN / "python", "-c", _EXEC, **environ, OTEL_METRICS_EXPORTER="none"
+        ),
+    }
+    taken = interleave(cases, ROUNDS)
+    about = f"{ROUNDS} rounds; the relay that ours leaves has gone before the next round."
+    figure = Figure("2. On: time until the command is executing", about)
+    floor = taken["bare Python that execs"]
+    for name, samples in taken.items():
+        at_most = 1.25 if "run" in name else None
+        figure.add(name, samples, "ms", scale=1e3, base=None if samples is floor else floor, at_most=at_most)
+    return [figure]
