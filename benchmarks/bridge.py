@@ -39,7 +39,7 @@ _SERVERS: dict[str, tuple[str, ...]] = {
     "uvicorn, h11": ("uvicorn", "--http", "h11", "--loop", "asyncio"),
     "uvicorn, httptools": ("uvicorn", *_UVICORN),
     "uvicorn, httptools, uvloop": ("uvicorn", "--http", "httptools", "--loop", "uvloop"),
-    "granian": ("granian", "--interface", "asgi", "--no-ws", "--http", "1", "--workers", "1"),
+    "granian": ("granian", "--interface", "asginl", "--no-ws", "--http", "1", "--workers", "1"),
 }
 
 # A server of somebody else's on a free port, which says where it listens as ours does.

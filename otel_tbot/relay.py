@@ -6,7 +6,6 @@ The time limits count from when a connection was accepted.
 """
 
 import os
-import select
 import socket
 import threading
 import time
@@ -118,10 +117,9 @@ class _Request:
         head_bytes = 0
         try:
             while not self._is_complete:
-                if not _wait_until(self._connection, self._limit):
+                piece = _receive(self._connection, self._limit)
+                if piece is None:
                     self._write(REFUSAL)
-                    return None
-                piece = self._connection.recv(_PIECE_BYTES)
                 if not piece:
                     return None
                 self._parser.feed_data(piece)
@@ -155,7 +153,7 @@ class _Request:
             # What is left unread would turn the close into a reset, and the answer could be lost.
             self._connection.shutdown(socket.SHUT_WR)
             limit = time.monotonic() + _LINGER_SECONDS
-            while _wait_until(self._connection, limit) and self._connection.recv(_PIECE_BYTES):
+            while _receive(self._connection, limit):
                 pass
 
     # What the parser calls. It wraps what these raise, so a refusal is kept for the one who feeds it.
@@ -191,8 +189,10 @@ class _Request:
         self._is_complete = True
 
 
-def _wait_until(connection: socket.socket, limit: float) -> bool:
-    """Whether there is something to read from *connection* before *limit*."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(max(limit - time.monotonic(), 0) * 1000))
+def _receive(connection: socket.socket, limit: float) -> bytes | None:
+    """What comes next from *connection*, b"" for its end, None where nothing has come by *limit*."""
+    connection.settimeout(max(limit - time.monotonic(), 0.001))
+    try:
+        return connection.recv(_PIECE_BYTES)
+    except TimeoutError:
+        return None

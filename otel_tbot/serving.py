@@ -222,6 +222,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.is_reading = True
         self._is_in_head = True
         self._head_bytes = 0
+        self._named_bytes = 0
         self._body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -251,12 +252,12 @@ class _BoundedProtocol(HttpToolsProtocol):
         # The next request may come behind the last one at once.
         self._begin_to_read()
         self._is_in_head = True
-        self._body_bytes = 0
+        self._named_bytes = self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        size_bytes = len(self.url) + sum(len(part) for header in self.headers for part in header)
-        if len(self.headers) > MAX_HEADERS or size_bytes > MAX_HEAD_BYTES:
+        self._named_bytes += len(name) + len(value)
+        if len(self.headers) > MAX_HEADERS or len(self.url) + self._named_bytes > MAX_HEAD_BYTES:
             self.abort()
 
     def on_headers_complete(self) -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from tests.launching import LAUNCHER, Launch
+from tests.servers import raw_server
 
 DEMO = (LAUNCHER[0], "demo")
 KEYS = (
@@ -97,3 +98,33 @@ def test_the_stand_in_never_reports_without_an_address(environ, line):
 
     assert (0, "") == (finished.returncode, finished.stderr)
     assert finished.stdout.startswith(f"tbot (stand-in): {line}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "the report was accepted\n"),
+        (
+            b'HTTP/1.1 503 x\r\nContent-Length: 37\r\n\r\n{"code":"unavailable","message":"no"}\n',
+            "the report was answered with unavailable: no\n",
+        ),
+        (b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n", "the report was answered with unavailable: JSONDecodeError\n"),
+    ],
+    ids=["accepted", "refused", "no Connect"],
+)
+def test_the_stand_in_says_what_became_of_its_report(answer, line):
+    """The answer's own words, where it is one of Connect; and like tbot it ends with 0."""
+
+    def serve(connection):
+        request = b""
+        while not request.endswith(b"\r\n0\r\n\r\n"):  # the last chunk
+            request += connection.recv(65536)
+        connection.sendall(answer)
+
+    with raw_server(serve) as server:
+        address = {"TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": f"{server.url}/secret"}
+        launch = Launch({"TELEPORT_ANONYMOUS_TELEMETRY": "1", **address})
+        finished = launch.run(["-m", "otel_tbot.stand_in", "start"], launcher=(sys.executable,))
+
+    assert (0, "") == (finished.returncode, finished.stderr)
+    assert f"tbot (stand-in): telemetry is on; {line}" == finished.stdout

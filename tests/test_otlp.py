@@ -340,13 +340,24 @@ def test_a_name_and_password_in_the_endpoint_are_basic_authorization():
     assert server.url.removeprefix("http://") == server.requests[0].headers["host"]
 
 
+def read_request(connection: socket.socket) -> bytes:
+    """One whole request, b"" where there is none any more."""
+    request = b""
+    while piece := connection.recv(65536):
+        request += piece
+        head, separator, body = request.partition(b"\r\n\r\n")
+        if separator and len(body) == int(head.lower().partition(b"content-length: ")[2].split()[0]):
+            return request
+    return b""
+
+
 @contextmanager
 def answering(*answers: bytes):
     """A server that takes one request a connection, and answers with the next of *answers* and the connection's end."""
     left = list(answers)
 
     def serve(connection) -> None:
-        connection.recv(65536)
+        read_request(connection)
         connection.sendall(left.pop(0))
         connection.shutdown(socket.SHUT_RDWR)
 
@@ -380,6 +391,50 @@ def test_a_connection_that_the_collector_closed_meanwhile_is_made_anew():
         first = sender.send(body)
         poll_until(lambda: is_ended(server.connections[0]), waiting_for="the connection's end")
         outcomes = [first, sender.send(body)]
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 2 == outcomes
+        assert 2 == len(server.connections)
+
+
+def test_a_connection_is_kept_for_the_next_request():
+    """A collector that keeps the connection, as the OpenTelemetry Collector does, gets the next request over it."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+
+    def serve(connection: socket.socket) -> None:
+        while read_request(connection):
+            connection.sendall(ACCEPTANCE % 2 + b"\x0a\x00")
+
+    with raw_server(serve) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        outcomes = [sender.send(body) for _ in range(3)]
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 3 == outcomes
+        assert 1 == len(server.connections)
+
+
+def test_a_connection_that_was_reset_meanwhile_is_made_anew():
+    """The same where the other side ended it without a goodbye."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(ACCEPTANCE % 0)
+        if len(server.connections) == 1:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            first_answered.wait(PATIENT_SECONDS)
+            connection.close()
+            ended.set()
+
+    first_answered = threading.Event()
+    with raw_server(serve) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        outcomes = [sender.send(body)]
+        first_answered.set()
+        assert ended.wait(PATIENT_SECONDS)
+        outcomes.append(sender.send(body))
         sender.close()
 
         assert [Outcome.ACCEPTED] * 2 == outcomes

@@ -80,6 +80,11 @@ class Command:
         connection.sendall(head.encode() + body)
         return connection
 
+    def head(self) -> bytes:
+        """The first lines of a report, but for its length."""
+        path = "/" + self.address.rpartition("/")[2] + PROCEDURE
+        return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n".encode()
+
     def is_refusing(self) -> bool:
         """Whether nobody listens at the address any more."""
         with socket.socket() as connection:
@@ -270,6 +275,67 @@ def test_all_but_the_report_is_refused_and_the_relay_stays_for_it(status, code, 
         assert (status, code) == command.post(**request_of(command))
         assert (200, "") == command.report(one_shot())
         assert 1 == len(server.requests)
+
+
+BODY = to_report(TbotStart(run_mode="one-shot")).SerializeToString()
+RAW = {
+    "no HTTP": (b"\x16\x03\x01canary\r\n\r\n", b"HTTP/1.1 400 "),
+    "a head without end": (b"POST / HTTP/1.1\r\nX: " + b"x" * 40_000, b"HTTP/1.1 400 "),
+    "two requests at once": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, b"HTTP/1.1 404 "),
+    "a body without end": (b"{head}Content-Length: 1000000\r\n\r\n" + b"x" * 40_000, b"HTTP/1.1 429 "),
+}
+
+
+@pytest.mark.parametrize(("sent", "beginning"), RAW.values(), ids=RAW)
+def test_what_is_no_request_has_its_answer_and_its_end(sent, beginning):
+    """Whatever a connection brings, it is answered whole, though more is coming, and the report still arrives."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(sent.replace(b"{head}", command.head()))
+            connection.shutdown(socket.SHUT_WR)
+            answer = read_all(connection)
+
+        assert answer.startswith(beginning)
+        assert 1 == answer.count(b"HTTP/1.1 ")
+        assert b"canary" not in answer
+        assert (200, "") == command.report(one_shot())
+
+
+def test_a_second_request_behind_the_report_is_not_taken():
+    """What comes behind a report on its connection is left behind: one relay, one report, one answer."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            request = command.head() + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+            connection.sendall(request * 2)
+            answer = read_all(connection)
+
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert 1 == answer.count(b"HTTP/1.1 ")
+        assert 1 == len(server.requests)
+
+
+def test_a_client_that_waits_to_be_asked_for_the_body_is_asked():
+    """Expect: 100-continue is answered before the body comes."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(command.head() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+
+            assert b"HTTP/1.1 100 Continue\r\n\r\n" == connection.recv(4096)
+            connection.sendall(BODY)
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /else HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
+def test_a_connection_that_is_reset_is_no_matter(sent):
+    """A client that breaks off, also while it is being answered, leaves the relay for the report."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        command.wait_until_served()
+        for _ in range(3):
+            with command.connect() as connection:
+                connection.sendall(sent)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        assert (200, "") == command.report(one_shot())
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,84 @@ def test_only_the_procedure_on_the_secret_path_is_served(status, request_of):
     assert 200 == caller.call(a_report().SerializeToString(), path="/secret" + PROCEDURE)[0]
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ((b"connect-protocol-version", b"2"), 400, "invalid_argument"),
+        ((b"connect-timeout-ms", b"-1"), 400, "invalid_argument"),
+        ((b"connect-timeout-ms", b"12345678901"), 400, "invalid_argument"),
+        ((b"content-encoding", b"br"), 501, "unimplemented"),
+        ((b"connect-timeout-ms", b"60000"), 200, ""),
+        ((b"connect-timeout-ms", b""), 200, ""),
+        ((b"content-encoding", b"identity"), 200, ""),
+    ],
+    ids=str,
+)
+def test_a_head_that_breaks_the_protocol_is_refused(headers, status, code):
+    """Another version of the protocol, a timeout that is none and an unknown encoding have each their error."""
+    caller = Caller()
+    head = [header for header in PROTO if header[0] != headers[0]]
+    answer = caller.call(a_report().SerializeToString(), headers=(*head, headers))
+
+    assert (status, code) == (answer[0], json.loads(answer[1])["code"] if answer[1] else "")
+    assert (status == 200) == bool(caller.events)
+
+
+GZIPPED = gzip.compress(a_report().SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"canary", GZIPPED[:-1], GZIPPED + b"canary", GZIPPED * 2],
+    ids=["none", "no gzip", "cut", "more", "two"],
+)
+def test_a_body_that_is_not_gzipped_whole_is_invalid(body):
+    """What says gzip and is none, or not all of it, is no report; the whole of it is one."""
+    caller = Caller()
+    headers = (*PROTO, (b"content-encoding", b"gzip"))
+    status, answer = caller.call(body, headers=headers)
+
+    assert (400, "invalid_argument") == (status, json.loads(answer)["code"])
+    assert not caller.events
+    assert 200 == caller.call(GZIPPED, headers=headers)[0]
+
+
+@pytest.mark.parametrize("timeout_ms", [b"20", b"60000"])
+def test_a_client_s_own_timeout_is_kept(timeout_ms):
+    """When the client says that it waits no longer, it is `deadline_exceeded`; in time it is the outcome."""
+    is_short = timeout_ms == b"20"
+
+    async def deliver(_event):
+        await asyncio.sleep(60 if is_short else 0)
+        return Outcome.ACCEPTED
+
+    caller = Caller()
+    caller._application = build_application(deliver)  # noqa: SLF001  # one that takes its time
+    status, answer = caller.call(a_report().SerializeToString(), headers=(*PROTO, (b"connect-timeout-ms", timeout_ms)))
+
+    assert (504 if is_short else 200) == status
+    assert not is_short or json.loads(answer)["code"] == "deadline_exceeded"
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_reports_nothing():
+    """Half a body is no report, and nobody is there to be answered."""
+    noted, sent = [], []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    async def deliver(_event):
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": PROCEDURE, "headers": list(PROTO)}
+    asyncio.run(build_application(deliver, note=noted.append)(scope, receive, send))
+
+    assert ([], []) == (noted, sent)
+
+
 @pytest.mark.parametrize("message", ["", "plain", 'a "quoted" word', "a back\\slash", '\\"'])
 def test_an_error_is_json_whatever_its_message(message):
     """A message with what JSON escapes comes out as it went in."""
