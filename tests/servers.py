@@ -246,6 +246,17 @@ def garbage_server():
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000\r\n\r\n"
 
 
+def cutting_server():
+    """Answers with the head of a success and the first byte of its body, and closes."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(_HEAD + b"x")
+        connection.shutdown(socket.SHUT_RDWR)
+
+    return _raw(serve)
+
+
 @contextmanager
 def trickling_server(head: bytes = _HEAD) -> Iterator[_Raw]:
     """Answers with *head* and then a byte at a time, without end."""

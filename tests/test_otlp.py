@@ -23,6 +23,7 @@ from tests.servers import (
     OtlpGrpcServer,
     OtlpHttpServer,
     closing_server,
+    cutting_server,
     garbage_server,
     raw_server,
     refusing_port,
@@ -219,7 +220,7 @@ def test_a_port_that_refuses_is_unreachable(protocol):
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-@pytest.mark.parametrize("fault", [closing_server, garbage_server])
+@pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
 def test_a_peer_that_breaks_off_is_unreachable(fault, protocol):
     """A peer that closes, or speaks something else, has not accepted."""
     with fault() as server:

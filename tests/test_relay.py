@@ -20,6 +20,7 @@ from tests.servers import (
     Answer,
     OtlpHttpServer,
     closing_server,
+    cutting_server,
     garbage_server,
     refusing_port,
     silent_server,
@@ -152,7 +153,7 @@ def test_a_collector_that_does_not_accept_is_unavailable(answer, mode):
         command.launch.wait_for_no_relay()
 
 
-@pytest.mark.parametrize("fault", [closing_server, garbage_server])
+@pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
 def test_a_collector_that_speaks_no_http_is_unavailable(fault):
     """A peer that closes, or answers something else, is answered `unavailable` at once."""
     with fault() as server, running(PATIENT | endpoint(server.url)) as command:
