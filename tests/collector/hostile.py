@@ -46,7 +46,7 @@ def _walk(
 def _walk_messages(
     message: Message, field: FieldDescriptor, name: str, steps: tuple[Step, ...], values: int
 ) -> Iterator[tuple[str, tuple[Step, ...], Callable[[Any], None]]]:
-    if not field.is_repeated:
+    if not _is_repeated(field):
         child = getattr(message, field.name)
         yield from _walk(child, name, (*steps, lambda parent, n=field.name: getattr(parent, n)), values)
         return
@@ -61,9 +61,16 @@ def _walk_messages(
 
 def _plant(field: FieldDescriptor, value: object) -> Callable[[Any], None]:
     def plant(target: Any) -> None:
-        if field.is_repeated:
+        if _is_repeated(field):
             getattr(target, field.name).append(value)
         else:
             setattr(target, field.name, value)
 
     return plant
+
+
+def _is_repeated(field: FieldDescriptor) -> bool:
+    """As protobuf says since 6.31, and before."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == FieldDescriptor.LABEL_REPEATED)
