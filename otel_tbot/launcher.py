@@ -65,7 +65,7 @@ def _redirect_report() -> None:
     faults = list(settings.find_faults(os.environ))
     try:
         if not settings.has_endpoint(os.environ, settings.SIGNAL.resolve(os.environ)):
-            raise NoRelayError
+            raise NoRelayError("there is no endpoint; see `otel-tbot doctor`")
         _start_relay()
     except (NoRelayError, OSError) as error:
         os.environ[ADDRESS_VARIABLE] = NOWHERE

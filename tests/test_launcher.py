@@ -519,6 +519,7 @@ def test_a_malformed_endpoint_leaves_the_report_nowhere_to_go():
     assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
     assert 1 == finished.stderr.count("\n")
     assert finished.stderr.startswith("otel-tbot: run: OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or https:// URL")
+    assert "no relay (there is no endpoint; see `otel-tbot doctor`); the event is not sent\n" in finished.stderr
     assert "canary" not in finished.stderr
     assert not launch.relays()
 
