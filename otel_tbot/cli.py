@@ -12,30 +12,42 @@ from otel_tbot import __version__, settings
 from otel_tbot.consent import enabled
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.outcome import Outcome
+from otel_tbot.terminal import build_painter
 
 if TYPE_CHECKING:
     from otel_tbot.event import TbotStart
     from otel_tbot.tbot_config import StartFlags
 
 _DESCRIPTION: Final = """\
-Brings the anonymous start event of Teleport's tbot into any OpenTelemetry pipeline,
-only where TELEPORT_ANONYMOUS_TELEMETRY=1 says so."""
+Brings the anonymous start event of Teleport's tbot into any OpenTelemetry
+pipeline, only where TELEPORT_ANONYMOUS_TELEMETRY=1 says so."""
+
+_EXAMPLE: Final = """\
+example:
+  export TELEPORT_ANONYMOUS_TELEMETRY=1
+  export OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.example:4318
+  otel-tbot run -- tbot start -c /etc/tbot.yaml
+
+exit status: 0 done, or off; 1 not delivered or not healthy; 2 wrong usage."""
 
 _RUN: Final = """\
-Executes COMMAND in this process. Opted in (TELEPORT_ANONYMOUS_TELEMETRY=1), a relay
-beside it takes tbot's report and sends it on to the collector that OpenTelemetry's
-variables name (OTEL_EXPORTER_OTLP_ENDPOINT, default http://localhost:4318). Otherwise
-nothing else happens. The relay takes one report, so put `run` directly before tbot."""
+Executes COMMAND in this process. Opted in (TELEPORT_ANONYMOUS_TELEMETRY=1), a
+relay beside it takes tbot's report and sends it on to the collector that
+OpenTelemetry's variables name (OTEL_EXPORTER_OTLP_ENDPOINT, by default
+http://localhost:4318). Otherwise nothing else happens. The relay takes one
+report, so put `run` directly before tbot."""
 
 _RUN_EXAMPLE: Final = """\
 example:
   TELEPORT_ANONYMOUS_TELEMETRY=1 otel-tbot run -- tbot start -c /etc/tbot.yaml
 
-exit status: the command's own; 127 if it is not found, 126 if it cannot be executed."""
+exit status: the command's own; 127 not found, 126 cannot be executed, 2 wrong
+usage."""
 
 _DEMO: Final = """\
-Runs COMMAND behind `run`, once opted in and once not, with a receiver on this machine
-for a collector, and shows what arrived. Without a COMMAND, a stand-in for tbot is run."""
+Runs COMMAND behind `run`, once opted in and once not, with a receiver on this
+machine for a collector, and shows what arrived. Without a COMMAND, a stand-in
+for tbot is run, a third time with no collector there."""
 
 _DEMO_EXAMPLE: Final = """\
 example:
@@ -44,58 +56,66 @@ example:
 exit status: 0 when one record and then nothing arrived, otherwise 1."""
 
 _BRIDGE: Final = """\
-Serves tbot's protocol for many tbots, which need nothing but two variables, and sends
-their events on to the collector. A report is answered with success only after the
-collector accepted its event. Without TLS and access control: keep it where only tbots
-can reach it, and see `otel_tbot.bridge:app` for a server of your own."""
+Serves tbot's protocol for many tbots, which need nothing but two variables,
+and sends their events on to the collector. A report is answered with success
+only after the collector accepted its event. There is no TLS: keep it where
+only tbots reach it, or serve `otel_tbot.bridge:app` by a server of your own."""
 
 _BRIDGE_EXAMPLE: Final = """\
 example:
-  otel-tbot bridge --listen 127.0.0.1:8080 --path-prefix-file /run/secrets/prefix
+  otel-tbot bridge --listen 127.0.0.1:8080 --path-prefix-file /run/prefix
   and for each tbot:
     TELEPORT_ANONYMOUS_TELEMETRY=1
     TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS=http://127.0.0.1:8080/PREFIX
 
-exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or telemetry is off."""
+exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or off."""
 
 _EMIT: Final = """\
-Sends one event for a start of tbot, as its configuration and flags describe it: run
-mode, join method and destinations. For helpers that start tbot where `run` cannot be."""
+Sends one event for a start of tbot, as its configuration and flags describe
+it: run mode, join method, destinations. For helpers that start tbot where
+`run` cannot stand in front."""
 
 _EMIT_EXAMPLE: Final = """\
 example:
-  otel-tbot emit -c /etc/tbot.yaml --oneshot --tbot-version 18.4.1 --helper acme:deploy
-  otel-tbot emit --tbot-version 18.4.1 -- tbot start database --join-method github
+  otel-tbot emit -c tbot.yaml --tbot-version 18.4.1 --helper acme:deploy
+  otel-tbot emit --tbot-version 18.4.1 -- tbot start database --oneshot
 
 exit status: 0 accepted by the collector, or off; 1 not delivered; 2 bad input."""
 
 _PREVIEW: Final = """\
-Prints the request that `emit` would send, as OTLP/JSON, and sends nothing. Where it
-would go, and whether it would, is said on stderr. Works with telemetry off."""
+Prints the request that `emit` would send, as OTLP/JSON, and sends nothing.
+Where it would go is said on stderr. Works with telemetry off."""
 
 _PREVIEW_EXAMPLE: Final = """\
 example:
-  otel-tbot preview -c /etc/tbot.yaml --oneshot --tbot-version 18.4.1
+  otel-tbot preview -c tbot.yaml --oneshot --tbot-version 18.4.1
 
 exit status: 0; 2 bad input."""
 
 _DOCTOR: Final = """\
-Says what is on, where events would go, whether that answers, and what is wrong, with
-remedies. Shows no secrets. With telemetry off it connects to nothing."""
+Says what is on, where events would go, whether that answers, and what is
+wrong, with remedies. Shows no secrets. With telemetry off it connects to
+nothing."""
 
 _DOCTOR_EXAMPLE: Final = """\
 example:
   otel-tbot doctor --json
 
-exit status: 0 healthy, or off; 1 there is a problem."""
+exit status: 0 healthy, or off; 1 there is a problem; 2 wrong usage."""
 
 _RELAY_EXTRA: Final = ("httptools", "uvicorn", "yaml")
 
 # Flags of `tbot start` that say nothing of the event and take no value.
 _TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))
 
-
 _QUOTE: Final = "'"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help for a screen of 80 columns, whatever the terminal's width, with an option and its meaning on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=80)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,11 +159,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="otel-tbot",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLE,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"otel-tbot {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    version = f"otel-tbot {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands, each with a --help of its own")
 
     def add(name: str, brief: str, description: str, example: str, usage: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -152,7 +174,7 @@ def _build_parser() -> argparse.ArgumentParser:
             description=description,
             epilog=example,
             usage=f"otel-tbot {name} {usage}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
 
@@ -264,7 +286,7 @@ def _demo(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
     _check_relay_extra()
     from otel_tbot.demo import demo
 
-    return demo(command)
+    return demo(command, build_painter(sys.stdout, os.environ))
 
 
 def _bridge(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
@@ -313,7 +335,10 @@ def _doctor(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
     from otel_tbot import doctor
 
     findings = doctor.examine(os.environ)
-    print(doctor.to_json(findings, is_on=enabled()) if parsed.json else doctor.to_text(findings))
+    if parsed.json:
+        print(doctor.to_json(findings, is_on=enabled()))
+    else:
+        print(doctor.to_text(findings, build_painter(sys.stdout, os.environ)))
     return 0 if doctor.is_healthy(findings) or not enabled() else 1
 
 

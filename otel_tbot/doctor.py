@@ -21,6 +21,7 @@ from otel_tbot.consent import CONSENT_VARIABLE, SDK_DISABLED_VARIABLE, is_grante
 from otel_tbot.deadline import run_within
 from otel_tbot.launcher import ADDRESS_VARIABLE
 from otel_tbot.outcome import Outcome
+from otel_tbot.terminal import Painter, Style, leave_plain
 
 OLDEST_TBOT: Final = (12, 1)
 """The first that reports its start."""
@@ -33,6 +34,7 @@ _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 _NOT_AN_ANSWER: Final = ("401", "403", "404", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
 
 Level = Literal["ok", "note", "warning", "problem"]
+_STYLES: Final[dict[Level, Style]] = {"ok": "good", "note": "quiet", "warning": "doubtful", "problem": "bad"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +62,24 @@ def is_healthy(findings: Sequence[Finding]) -> bool:
     return all(finding.level != "problem" for finding in findings)
 
 
-def to_text(findings: Sequence[Finding]) -> str:
-    """*findings* for people, a line each and one for a remedy. Pure."""
+def to_text(findings: Sequence[Finding], paint: Painter = leave_plain) -> str:
+    """*findings* for people, a line each and one for a remedy, and how many there are of each level. Pure."""
     lines = []
     for finding in findings:
         taken = "" if finding.seconds is None else f" ({finding.seconds * 1000:.0f} ms)"
-        lines.append(f"{finding.level:<9}{finding.subject}: {finding.text}{taken}")
+        level = paint(f"{finding.level:<9}", _STYLES[finding.level])
+        lines.append(f"{level}{finding.subject}: {finding.text}{taken}")
         if finding.remedy:
             lines.append(f"{'':<9}→ {finding.remedy}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _summarise(findings, paint)])
+
+
+def _summarise(findings: Sequence[Finding], paint: Painter) -> str:
+    """One line: how many problems and warnings there are. Pure."""
+    counts = {level: sum(finding.level == level for finding in findings) for level in ("problem", "warning")}
+    worst: Level = "problem" if counts["problem"] else "warning" if counts["warning"] else "ok"
+    parts = (f"{count or 'no'} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    return paint(", ".join(parts), _STYLES[worst])
 
 
 def to_json(findings: Sequence[Finding], *, is_on: bool) -> str:

@@ -104,7 +104,7 @@ def _listen(host: str, port: int) -> socket.socket:
             address[4][:2], family=address[0] if family == socket.AF_INET else family, backlog=1024
         )
     except OSError as error:
-        raise ServingError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise ServingError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
 
 
 class _Server(Server):

@@ -18,6 +18,7 @@ ALLOWED = {
     "consent": set(),
     "settings": set(),
     "deadline": set(),
+    "terminal": set(),
     "event": {"errors"},
     "tbot_config": {"errors", "event"},
     "report": {"errors", "event", "prehog"},
@@ -37,12 +38,12 @@ ALLOWED = {
     "doorkeeper": {"launcher", "relay", "settings"},
     "relay": {"service", "consent", "doorkeeper", "event", "outcome", "sending", "settings"},
     "stand_in": {"consent", "event", "launcher", "prehog", "report"},
-    "demo": {"consent", "launcher", "otlp"},
+    "demo": {"consent", "event", "launcher", "otlp", "preview", "terminal"},
     "preview": {"event", "otlp", "settings", "wire"},
-    "doctor": {"consent", "deadline", "launcher", "otlp", "outcome", "settings"},
+    "doctor": {"consent", "deadline", "launcher", "otlp", "outcome", "settings", "terminal"},
     "cli": {
         *("__init__", "consent", "demo", "doctor", "errors", "event", "outcome", "preview", "sending", "settings"),
-        *("bridge", "serving", "tbot_config"),
+        *("bridge", "serving", "tbot_config", "terminal"),
     },
 }
 KNOW_OPENTELEMETRY = {"anonymity", "bridge_metrics", "exporters", "otlp", "wire"}

@@ -115,11 +115,12 @@ def test_a_problem_is_status_1_and_has_a_remedy():
     """A port that refuses: connection is the problem, and nothing further is tried."""
     with refusing_port() as url:
         finished = run_command("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=url, **ON)
-    *_, problem, remedy = finished.stdout.splitlines()
+    *_, problem, remedy, _, counts = finished.stdout.splitlines()
 
     assert (1, "") == (finished.returncode, finished.stderr)
     assert problem.startswith("problem  collector: connection: failed: Connection refused (")
     assert remedy.startswith("         → check that the collector listens there")
+    assert "1 problem, no warnings" == counts
 
 
 def test_a_host_that_is_none_is_a_problem_of_its_name():
