@@ -99,13 +99,25 @@ build/backends/%: tests/backends/%/go.mod tests/backends/%/go.sum
 	cd tests/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
 
 .PHONY: build
-build: $(VENV)/.developed ## Build sdist and wheel into dist/
+build: $(VENV)/.packaged ## Build sdist and wheel into dist/, the wheel from the sdist, and check both
 	@rm -rf dist
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(VENV)/package/bin/python -m build --no-isolation --outdir dist .
+	$(VENV)/package/bin/python -m twine check --strict dist/*
+	$(VENV)/package/bin/check-wheel-contents dist/*.whl
+
+.PHONY: test-install
+test-install: build $(VENV)/.developed ## Install the wheel into empty environments, with and without extras, and use it
+	$(BIN)/python -m pytest tests/check_install.py
+
+.PHONY: test-lowest
+test-lowest: ## Run every test on the lowest versions that pyproject.toml declares
+	@$(MAKE) --no-print-directory VENV=$(VENV)-lowest $(VENV)-lowest/.lowered
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory collector reporter; fi
+	$(VENV)-lowest/bin/python -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
 
 .PHONY: clean
 clean: ## Remove everything that was built or installed here
-	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -125,4 +137,16 @@ $(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
 $(VENV)/.proto: $(VENV)/bin/python requirements/proto.txt
 	$(PYTHON) -m venv $(VENV)/proto
 	$(VENV)/proto/bin/python $(PIP_INSTALL) -r requirements/proto.txt
+	@touch $@
+
+$(VENV)/.packaged: $(VENV)/bin/python requirements/package.txt
+	$(PYTHON) -m venv $(VENV)/package
+	$(VENV)/package/bin/python $(PIP_INSTALL) -r requirements/package.txt
+	@touch $@
+
+# What the older versions do not need goes, or it would hide that they miss something.
+$(VENV)/.lowered: $(VENV)/.developed $(VENV)/.proto requirements/lowest.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps -r requirements/lowest.txt
+	$(BIN)/python -m pip uninstall --quiet --yes opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
+	$(BIN)/python -m pip check
 	@touch $@
