@@ -14,8 +14,10 @@ from otel_tbot.settings import SETTINGS
 from otel_tbot.wire import HOST_ARCHS, OS_TYPES
 from tests.collector.panels import DASHBOARD, EXPECTED
 from tests.conftest import ROOT
+from tests.registry import to_registry
 
 README = ROOT / "README.md"
+REGISTRY = ROOT / "semantic-conventions" / "tbot.yaml"
 GUARD = ROOT / "collector-config" / "guard.yaml"
 GRAFANA = ROOT / "docs" / "how-to" / "grafana.md"
 
@@ -25,9 +27,14 @@ _LINE_CHARACTERS = 116
 
 
 def main() -> int:
-    """0 where both files are true now, 1 where --check found that one was not."""
+    """0 where every file is true now, 1 where --check found that one was not."""
     status = 0
-    for path, renew in ((README, renew_readme), (GUARD, renew_guard), (GRAFANA, renew_grafana)):
+    for path, renew in (
+        (README, renew_readme),
+        (GUARD, renew_guard),
+        (GRAFANA, renew_grafana),
+        (REGISTRY, lambda _: to_registry()),
+    ):
         text = path.read_text(encoding="utf-8")
         renewed = renew(text)
         if "--check" not in sys.argv:
