@@ -1,7 +1,6 @@
 """The command line: arguments go in, an exit status comes out. Each command imports its own module."""
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from otel_tbot import __version__, settings
 from otel_tbot.consent import enabled
 from otel_tbot.errors import OtelTbotError
+from otel_tbot.extras import RELAY_REMEDY, find_missing
 from otel_tbot.outcome import Outcome
 from otel_tbot.terminal import build_painter
 
@@ -103,8 +103,6 @@ example:
 
 exit status: 0 healthy, or off; 1 there is a problem; 2 wrong usage."""
 
-_RELAY_EXTRA: Final = ("httptools", "uvicorn", "yaml")
-
 # Flags of `tbot start` that say nothing of the event and take no value.
 _TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))
 
@@ -135,7 +133,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command in *arguments* and returns its exit status: 0 done, 1 not, 2 wrong usage or bad input."""
-    parser = _build_parser()
+    parser = build_parser()
     own, command = _split(arguments)
     try:
         parsed, unknown = parser.parse_known_args(own)
@@ -155,7 +153,8 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_status
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option, each with its help. Pure."""
     parser = _Parser(
         prog="otel-tbot",
         description=_DESCRIPTION,
@@ -343,8 +342,8 @@ def _doctor(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
 
 
 def _check_relay_extra() -> None:
-    if not all(importlib.util.find_spec(name) for name in _RELAY_EXTRA):
-        raise OtelTbotError("needs the extra `relay`: pip install 'otel-tbot[relay]'")
+    if find_missing():
+        raise OtelTbotError(f"needs the extra `relay`: {RELAY_REMEDY}")
 
 
 def _say(command: str, text: str) -> None:

@@ -4,7 +4,6 @@ With telemetry off it connects to nothing and starts nothing. Shows no header's 
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Final, Literal
 from otel_tbot import settings
 from otel_tbot.consent import CONSENT_VARIABLE, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
 from otel_tbot.deadline import run_within
+from otel_tbot.extras import RELAY_REMEDY, find_missing
 from otel_tbot.launcher import ADDRESS_VARIABLE
 from otel_tbot.outcome import Outcome
 from otel_tbot.terminal import Painter, Style, leave_plain
@@ -28,7 +28,6 @@ OLDEST_TBOT: Final = (12, 1)
 
 _STEP_SECONDS: Final = 5.0
 _FEW_MS: Final = 60
-_EXTRA_MODULES: Final = ("httptools", "uvicorn", "yaml")
 _ENTRY_POINT_GROUPS: Final = ("opentelemetry_logs_exporter", "opentelemetry_traces_exporter")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 _NOT_AN_ANSWER: Final = ("401", "403", "404", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
@@ -189,13 +188,12 @@ def _examine_traps(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _examine_installation() -> Iterator[Finding]:
-    missing = [name for name in _EXTRA_MODULES if not importlib.util.find_spec(name)]
-    if missing:
+    if find_missing():
         yield Finding(
             level="problem",
             subject="extra relay",
             text="not installed, so `run` starts no relay",
-            remedy="pip install 'otel-tbot[relay]'",
+            remedy=RELAY_REMEDY,
         )
     for group in _ENTRY_POINT_GROUPS:
         if importlib.metadata.entry_points(group=group, name="tbot"):

@@ -18,6 +18,7 @@ ALLOWED = {
     "consent": set(),
     "settings": set(),
     "deadline": set(),
+    "extras": set(),
     "terminal": set(),
     "event": {"errors"},
     "tbot_config": {"errors", "event"},
@@ -40,10 +41,10 @@ ALLOWED = {
     "stand_in": {"consent", "event", "launcher", "prehog", "report"},
     "demo": {"consent", "event", "launcher", "otlp", "preview", "terminal"},
     "preview": {"event", "otlp", "settings", "wire"},
-    "doctor": {"consent", "deadline", "launcher", "otlp", "outcome", "settings", "terminal"},
+    "doctor": {"consent", "deadline", "extras", "launcher", "otlp", "outcome", "settings", "terminal"},
     "cli": {
         *("__init__", "consent", "demo", "doctor", "errors", "event", "outcome", "preview", "sending", "settings"),
-        *("bridge", "serving", "tbot_config", "terminal"),
+        *("bridge", "extras", "serving", "tbot_config", "terminal"),
     },
 }
 KNOW_OPENTELEMETRY = {"anonymity", "bridge_metrics", "exporters", "otlp", "wire"}

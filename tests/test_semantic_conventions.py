@@ -25,8 +25,9 @@ from opentelemetry.semconv._incubating.attributes import host_attributes, os_att
 from opentelemetry.semconv.attributes import service_attributes, telemetry_attributes
 from opentelemetry.semconv.schemas import Schemas
 
-from otel_tbot.anonymity import HOST_ARCHS, OS_TYPES, to_resource
+from otel_tbot.anonymity import to_resource
 from otel_tbot.event import ATTRIBUTES, EVENT_NAME, MAX_COUNT, OTHER
+from otel_tbot.wire import HOST_ARCHS, OS_TYPES
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "semantic-conventions"
