@@ -37,15 +37,15 @@ check: lint types docs-check ## Run every check that runs no product code
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell --skip '*.sum,*.mod' README.md CHANGELOG.md otel_tbot tests collector-config deploy
-	$(BIN)/yamllint --strict collector-config deploy
+	$(BIN)/codespell --skip '*.sum,*.mod' *.md docs otel_tbot tests benchmarks collector-config deploy semantic-conventions
+	$(BIN)/yamllint --strict collector-config deploy semantic-conventions .pre-commit-config.yaml .yamllint
 
 .PHONY: types
 types: $(VENV)/.developed
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: $(VENV)/.developed ## Write the tables of README.md anew from the code
+docs: $(VENV)/.developed ## Write the generated parts of pages, guard and registry anew from the code
 	$(BIN)/python -m tests.tables
 
 .PHONY: docs-check

@@ -115,6 +115,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=80)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # "-c, --config FILE", as Python has it since 3.13, so that all print the same.
+        if not action.option_strings or action.nargs == 0 or not isinstance(action.metavar, str):
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {action.metavar}"
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong without repeating it: an argument in the wrong place may be a token."""

@@ -14,10 +14,9 @@ from otel_tbot.consent import is_granted
 from otel_tbot.event import TbotStart
 from otel_tbot.launcher import ADDRESS_VARIABLE
 from otel_tbot.report import to_report
+from otel_tbot.tbot_config import HELPER_VARIABLE, HELPER_VERSION_VARIABLE
 
 VERSION: Final = "18.4.1"
-HELPER_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER"
-HELPER_VERSION_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER_VERSION"
 
 _WAIT_SECONDS: Final = 10.0
 _PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"

@@ -1,4 +1,4 @@
-"""`python -m tests.tables [--check]`: writes what README and the guard list anew from the code.
+"""`python -m tests.tables [--check]`: writes what pages, guard and registry list anew from the code.
 
 With --check it fails where they differ.
 """
@@ -6,63 +6,51 @@ With --check it fails where they differ.
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from otel_tbot.anonymity import SCOPE, to_resource
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
 from otel_tbot.wire import HOST_ARCHS, OS_TYPES
+from tests import reference
 from tests.collector.panels import DASHBOARD, EXPECTED
 from tests.conftest import ROOT
+from tests.pages import read_pages
 from tests.registry import to_registry
 
-README = ROOT / "README.md"
 REGISTRY = ROOT / "semantic-conventions" / "tbot.yaml"
 GUARD = ROOT / "collector-config" / "guard.yaml"
-GRAFANA = ROOT / "docs" / "how-to" / "grafana.md"
 
 # What a version of the SDK and of this package looks like, in Go's regular expressions.
 _SDK_VERSION = "[0-9]{1,4}(?:[.][0-9]{1,4}){1,3}(?:(?:a|b|rc|[.]dev)[0-9]{1,4})?"
 _LINE_CHARACTERS = 116
+_TABLE = re.compile(r"(<!-- ([a-z ]+): `make docs` writes this table -->\n)(.*?)(<!-- end of \2 -->\n)", re.DOTALL)
 
 
 def main() -> int:
     """0 where every file is true now, 1 where --check found that one was not."""
     status = 0
-    for path, renew in (
-        (README, renew_readme),
-        (GUARD, renew_guard),
-        (GRAFANA, renew_grafana),
-        (REGISTRY, lambda _: to_registry()),
-    ):
+    files = [(page.path, renew_page) for page in read_pages()]
+    for path, renew in (*files, (GUARD, renew_guard), (REGISTRY, lambda _: to_registry())):
         text = path.read_text(encoding="utf-8")
         renewed = renew(text)
         if "--check" not in sys.argv:
             path.write_text(renewed, encoding="utf-8")
         elif text != renewed:
-            print(f"{path.name}: differs from the code; run `make docs`", file=sys.stderr)
+            print(f"{path.relative_to(ROOT)}: differs from the code; run `make docs`", file=sys.stderr)
             status = 1
     return status
 
 
-def renew_readme(text: str) -> str:
+def find_tables(text: str) -> list[str]:
+    """The names of the tables that a page has markers for."""
+    return [name for _, name, _, _ in _TABLE.findall(text)]
+
+
+def renew_page(text: str) -> str:
     """*text* with each table between its markers made anew."""
-    for name, table in (("attributes", to_attribute_table()), ("settings", to_setting_table())):
-        text = _renew_table(text, name, table)
-    return text
-
-
-def renew_grafana(text: str) -> str:
-    """*text* with the table of panels made anew."""
-    return _renew_table(text, "panels", to_panel_table())
-
-
-def _renew_table(text: str, name: str, table: str) -> str:
-    begin, end = f"<!-- {name}: `make docs` writes this table -->\n", f"<!-- end of {name} -->"
-    found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
-    if found is None:
-        raise AssertionError(f"there are no markers for the table of {name}")
-    return text[: found.start()] + begin + table + "\n" + end + text[found.end() :]
+    return _TABLE.sub(lambda found: found.group(1) + TABLES[found.group(2)]() + "\n" + found.group(4), text)
 
 
 def to_panel_table() -> str:
@@ -181,12 +169,10 @@ def _to_pattern(pattern: str) -> str:
 
 def to_attribute_table() -> str:
     """The attributes: key, type, allowed values, meaning, and whether each is always there."""
-    rows = ["| Attribute | Type | Allowed values | Meaning | Always there |", "| --- | --- | --- | --- | --- |"]
-    rows += [
-        f"| `{a.key}` | {a.type} | {to_values(a)} | {a.brief} | {'yes' if a.is_required else 'no'} |"
-        for a in ATTRIBUTES
-    ]
-    return "\n".join(rows)
+    return reference.to_table(
+        ("Attribute", "Type", "Allowed values", "Meaning", "Always there"),
+        ((f"`{a.key}`", a.type, to_values(a), a.brief, "yes" if a.is_required else "no") for a in ATTRIBUTES),
+    )
 
 
 def to_values(attribute: Attribute) -> str:
@@ -201,9 +187,27 @@ def to_values(attribute: Attribute) -> str:
 
 def to_setting_table() -> str:
     """The variables: names, rule, default, meaning."""
-    rows = ["| Variable | Allowed values | Default | Meaning |", "| --- | --- | --- | --- |"]
-    rows += [f"| `{s.name}` | {s.rule} | {s.unset_text} | {s.meaning} |" for s in SETTINGS]
-    return "\n".join(rows)
+    return reference.to_table(
+        ("Variable", "Allowed values", "Default", "Meaning"),
+        ((f"`{s.name}`", s.rule, s.unset_text, s.meaning) for s in SETTINGS),
+    )
+
+
+TABLES: Final[dict[str, Callable[[], str]]] = {
+    "attributes": to_attribute_table,
+    "settings": to_setting_table,
+    "resource": reference.to_resource_table,
+    "commands": reference.to_command_sections,
+    "names": reference.to_name_table,
+    "outcomes": reference.to_outcome_table,
+    "limits": reference.to_limit_table,
+    "metrics": reference.to_metric_table,
+    "panels": to_panel_table,
+    "kit": reference.to_kit_table,
+    "kit variables": reference.to_kit_variable_table,
+    "targets": reference.to_target_table,
+}
+"""Every table that pages can have, by the name in its markers."""
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ ALLOWED = {
     "launcher": {"consent", "settings"},
     "doorkeeper": {"launcher", "relay", "settings"},
     "relay": {"service", "consent", "doorkeeper", "event", "outcome", "sending", "settings"},
-    "stand_in": {"consent", "event", "launcher", "prehog", "report"},
+    "stand_in": {"consent", "event", "launcher", "prehog", "report", "tbot_config"},
     "demo": {"consent", "event", "launcher", "otlp", "preview", "terminal"},
     "preview": {"event", "otlp", "settings", "wire"},
     "doctor": {"consent", "deadline", "extras", "launcher", "otlp", "outcome", "settings", "terminal"},

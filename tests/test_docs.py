@@ -1,184 +1,306 @@
+"""Pages and code, held together in both directions. Each deliberate gap stands here with its reason."""
+
+import ast
+import inspect
 import re
+import subprocess
 
 import pytest
 
+import otel_tbot
+from otel_tbot import cli, errors, serving  # noqa: F401  # errors of each are looked for
 from otel_tbot.anonymity import to_resource
 from otel_tbot.bridge_metrics import METRICS
-from otel_tbot.consent import CONSENT_VARIABLE
-from otel_tbot.event import ATTRIBUTES
+from otel_tbot.event import ATTRIBUTES, EVENT_NAME
 from otel_tbot.settings import SETTINGS
-from tests import tables
+from tests import reference, tables
 from tests.conftest import ROOT
-from tests.launching import LAUNCHER, Launch
-from tests.servers import OtlpHttpServer
+from tests.pages import read_pages
+from tests.test_packaging import PROJECT
+from tests.walkthrough import Walkthrough
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+PAGES = {page.name: page for page in read_pages()}
+EXAMPLES = [example for page in PAGES.values() for example in page.examples()]
+ALL = "\n".join(page.text for page in PAGES.values())
+CHANGELOG = PAGES["CHANGELOG.md"].text
+README = PAGES["README.md"].text
+
+# Pages that are written elsewhere at the same time; a link to them is no fault until they are there.
+COMING = {"SECURITY.md", "docs/privacy.md", "docs/how-to/jaeger.md", "docs/how-to/grafana.md"}
+
+KEYS = {attribute.key for attribute in ATTRIBUTES} | set(to_resource(is_local=True).attributes)
+
+# Keys that pages name since they are not sent, or are the collector's or the bridge's own.
+OTHER_KEYS = {"host.name", "enduser.id"}
+
+# Variables that pages name and our code does not: other programs' own.
+OTHER_VARIABLES = {
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "said not to be used",
+    "TBOT_GITLAB_JWT": "GitLab's and tbot's",
+    "NO_COLOR": "not of one of our prefixes, so not looked for",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "an example of the form for one signal",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "an example of the form for one signal",
+}
 
 
-def test_the_tables_are_what_the_code_says():
-    """README's tables of attributes and settings are made from the code's."""
-    assert tables.renew_readme(README) == README
+def is_variable(text):
+    """Whether *text* is the name of a variable of ours, OpenTelemetry's, tbot's or Teleport's."""
+    return re.fullmatch(r"_?(?:OTEL|TELEPORT|TBOT)_[A-Z_]*[A-Z]", text) is not None
 
 
-def test_every_key_is_in_readme_and_changelog():
-    """Each attribute of event and resource is documented, and named in the changelog's Telemetry part."""
-    keys = [attribute.key for attribute in ATTRIBUTES] + list(to_resource(is_local=True).attributes)
+def find_variables_of_the_code():
+    """Every variable that stands in the package as a text of its own."""
+    texts = set()
+    for path in (ROOT / "otel_tbot").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and is_variable(node.value):
+                texts.add(node.value)
+    return texts
+
+
+# Examples.
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
+def test_every_example_runs_or_says_what_it_needs(example):
+    """A block is run by a test, says before it what a test cannot have, or is a picture or a text that is generated."""
+    if example.language == "text" and not example.run:
+        assert not example.need
+        return
+    assert bool(example.run) != bool(example.need)
+    if example.run:
+        assert hasattr(Walkthrough, f"_run_{example.run[0]}")
+
+
+def test_examples_are_fenced():
+    """No page has a block by its indent alone, which no test would find."""
+    assert not [
+        (page.name, line) for page in PAGES.values() for line in page.prose().splitlines() if line.startswith("    ")
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if any(e.run for e in page.examples())])
+def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol):
+    """Each does what the page says: its exit status, its output, and as many events at the real collector."""
+    page = PAGES[name]
+    with Walkthrough(page, tmp_path, otelcol) as walkthrough:
+        for example in page.examples():
+            if example.run:
+                walkthrough.run(example)
+        walkthrough.check_end()
+
+
+# What is generated.
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_parts_are_what_the_code_says(name):
+    """Tables and command sections are made from the code: `make docs`."""
+    assert PAGES[name].text == tables.renew_page(PAGES[name].text)
+
+
+def test_every_table_is_in_a_page():
+    """What can be generated is shown; README has the event and the settings too."""
+    used = [table for page in PAGES.values() for table in tables.find_tables(page.text)]
+
+    assert set(tables.TABLES) == set(used)
+    assert ["attributes", "settings"] == tables.find_tables(README)
+
+
+# The event.
+
+
+def test_every_key_is_documented_and_no_other():
+    """Keys of event and resource stand in README, reference and changelog (Telemetry); no page names another."""
     telemetry = CHANGELOG.partition("### Telemetry")[2].partition("\n### ")[0]
+    event = PAGES["docs/reference/event.md"].text
+    named = set(re.findall(r"`((?:tbot|session|service|telemetry|os|host|enduser)\.[a-z_.]*[a-z])`", ALL))
+    files = {name for name in named if re.search(r"\.(yaml|yml|service|md|py)$", name)}
 
-    assert not [key for key in keys if f"`{key}`" not in README]
-    assert not [key for key in keys if f"`{key}`" not in telemetry]
+    assert not [key for text in (README, telemetry, event) for key in KEYS if f"`{key}`" not in text]
+    assert KEYS >= named - files - {EVENT_NAME} - OTHER_KEYS
 
 
-def test_no_variable_is_documented_that_the_code_does_not_know():
-    """Each variable that README names is one of the code's, or one that it says is not used."""
-    known = {setting.name for setting in SETTINGS}
-    known |= {CONSENT_VARIABLE, "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS", "OTEL_SDK_DISABLED"}
-    known |= {"OTEL_CONFIG_FILE", "OTEL_LOGS_EXPORTER", "OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER"}
-    not_used = {"OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"}
-    named = set(re.findall(r"\b(?:OTEL|TELEPORT)_[A-Z_]+\b", README))
+# Settings.
 
-    assert known | not_used == named - {"OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_LOGS_", "OTEL_EXPORTER_OTLP_TRACES_"}
+
+def test_every_variable_is_documented_and_no_other():
+    """What the code reads stands in the reference of settings; what pages name, the code or the collector kit knows."""
+    known = find_variables_of_the_code()
+    settings = PAGES["docs/reference/settings.md"].text
+    kit = set(re.findall(r"env:(TBOT_\w+)", "".join(p.read_text() for p in (ROOT / "collector-config").glob("*.yaml"))))
+    makes = {"OTEL_TBOT_REQUIRE_COLLECTOR"}
+    named = {name for name in re.findall(r"\b_?[A-Z][A-Z_]*[A-Z]\b", ALL) if is_variable(name)}
+    patch = {"OTEL_TBOT_PREFIX"}
+
+    assert {setting.name for setting in SETTINGS} <= known
+    assert not [name for name in known if f"`{name}`" not in settings]
+    assert not named - known - kit - makes - patch - set(OTHER_VARIABLES)
+    assert set(OTHER_VARIABLES) - {"NO_COLOR"} <= named
+
+
+# Commands.
+
+
+def test_every_command_and_option_in_a_page_is_there():
+    """Each `otel-tbot COMMAND --option` that a page shows is one that the parser takes."""
+    parsers = reference.find_commands()
+    code = "\n".join([*re.findall(r"`([^`\n]+)`", ALL), *(e.text for e in EXAMPLES if e.run[:1] != ("output",))])
+    shown = re.findall(r"(?<!-n )(?<![/-])\botel-tbot ([a-z]+)\b(.*)", code)
+    unknown = []
+    for command, rest in shown:
+        if command not in parsers:
+            unknown.append(command)
+            continue
+        options = set(re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest.partition(" -- ")[0].partition(" && ")[0]))
+        unknown += [f"{command} {option}" for option in options - reference.find_options(parsers[command])]
+
+    assert {"run", "demo", "bridge", "emit", "preview", "doctor"} == set(parsers)
+    assert not unknown
+
+
+def test_every_command_is_in_a_page_beside_the_reference():
+    """No command is left to its help alone."""
+    text = "\n".join(page.text for name, page in PAGES.items() if name != "docs/reference/commands.md")
+
+    assert not [command for command in reference.find_commands() if f"otel-tbot {command}" not in text]
+
+
+def test_every_exit_status_is_documented_and_no_other():
+    """Those of the errors, of the launcher, and of a command that did what it was asked."""
+
+    def find_classes(base):
+        return {base}.union(*(find_classes(child) for child in base.__subclasses__()))
+
+    launcher = ast.parse((ROOT / "otel_tbot" / "launcher.py").read_text(encoding="utf-8"))
+    returned = {
+        node.value.value
+        for node in ast.walk(launcher)
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
+    }
+    returned |= {error.exit_status for error in find_classes(errors.OtelTbotError)} | {0}
+    documented = re.findall(r"^\| (\d+) \|", PAGES["docs/reference/commands.md"].text, re.MULTILINE)
+
+    assert {126, 127} <= returned
+    assert sorted(returned) == [int(status) for status in documented]
+
+
+# The library, the bridge, the collector kit, make.
+
+
+def test_every_entry_point_is_documented_and_no_other():
+    """Name and group of each, in the reference of the Python API."""
+    section = PAGES["docs/reference/python-api.md"].text.partition("## Plug-ins\n")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", section, re.MULTILINE))
+
+    assert {(name, group) for group, points in PROJECT["entry-points"].items() for name in points} == rows
+
+
+def test_every_extra_is_documented_and_no_other():
+    """README says what each extra is for."""
+    assert set(PROJECT["optional-dependencies"]) == set(re.findall(r"^The extra `(\w+)` holds", README, re.MULTILINE))
+
+
+def test_only_promised_names_are_imported_in_examples():
+    """Examples import from otel_tbot what is promised, and nothing from its modules but the bridge's application."""
+    imported = re.findall(r"^from otel_tbot import (.+)$", ALL, re.MULTILINE)
+
+    assert imported
+    assert {name for names in imported for name in names.split(", ")} <= set(otel_tbot.__all__)
+    assert not re.findall(r"^from otel_tbot\.|^import otel_tbot\.", ALL, re.MULTILINE)
+    assert set(re.findall(r"\botel_tbot\.[a-z_]+:\w+", ALL)) == {"otel_tbot.bridge:app"}
 
 
 def test_every_metric_of_the_bridge_is_documented_and_no_other():
-    """README names the bridge's own metrics as the code does."""
-    assert set(METRICS) == set(re.findall(r"`(otel_tbot\.bridge\.[a-z.]+\.[a-z]+)`", README))
+    """The reference of the bridge names its own metrics as the code does."""
+    named = set(re.findall(r"`(otel_tbot\.bridge\.[a-z.]+\.[a-z]+)`", ALL))
+
+    assert set(METRICS) == named
 
 
-def test_every_make_target_that_is_documented_is_there():
-    """`make x` in README is a target of the Makefile."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+def test_every_field_of_an_event_has_an_attribute():
+    """`TbotStart` takes one argument for each attribute, named as the reference says, and no other."""
+    arguments = set(inspect.signature(otel_tbot.TbotStart).parameters)
 
-    assert {"demo", "test", "check"} <= named <= targets
-
-
-def test_links_lead_somewhere():
-    """Each relative link of README and CHANGELOG is a file of the repository."""
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", README + CHANGELOG)
-
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert {
+        attribute.key.removeprefix("tbot.").replace("session.id", "session_id") for attribute in ATTRIBUTES
+    } == arguments
 
 
-def find_example(language, text):
-    """The one example of README in *language* with *text* in it."""
-    examples = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (example,) = [example for example in examples if text in example]
-    return example
+def test_every_make_target_is_documented_and_no_other():
+    """`make x` in a page is a target; a target for people has its line, which the contributors' table shows."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.findall(r"^\.PHONY: ([a-z-]+)$", makefile, re.MULTILINE))
+    shown = set(re.findall(r"`make ([a-z-]+)`", PAGES["CONTRIBUTING.md"].text))
+    parts = {"lint", "types", "docs-check", "reporter"}  # of check and of test, run by nobody by name
+
+    assert phony - parts == shown
+    assert set(re.findall(r"\bmake ([a-z][a-z-]+)\b(?!,)", ALL)) - {"it", "what", "the"} <= phony
 
 
-def write_program(folder, name, command):
-    """A program in *folder* that executes *command* of this environment with its own arguments."""
-    path = folder / name
-    path.write_text(f'#!/bin/sh\nexec {LAUNCHER[0].rpartition("/")[0]}/{command} "$@"\n')
-    path.chmod(0o755)
+def test_every_file_of_the_collector_kit_is_documented():
+    """The reference lists each configuration, and each is in the repository or on its way."""
+    listed = set(re.findall(r"\]\(../../collector-config/([\w.-]+)\)", PAGES["docs/reference/collector-kit.md"].text))
+
+    assert {path.name for path in (ROOT / "collector-config").glob("*.yaml")} == listed
 
 
-def run_script(script, folder, **environ):
-    """Runs shell commands as a user with *folder* and our commands on PATH, to their end."""
-    path = f"{folder}:{LAUNCHER[0].rpartition('/')[0]}:/usr/bin:/bin"
-    launch = Launch({"PATH": path, "HOME": "/nonexistent", "OTEL_TBOT_TIMEOUT": "60000", **environ})
-    finished = launch.run(["sh", "-e", "-c", script], launcher=(), cwd=folder)
-    launch.wait_for_end()
-    return finished
+# Links.
 
 
-def test_the_shell_example_runs(tmp_path):
-    """The commands of README's shell example start tbot and bring its event to the collector."""
-    example = find_example("sh", "otel-tbot run --")
-    write_program(tmp_path, "tbot", "python -m otel_tbot.stand_in")
-    with OtlpHttpServer() as server:
-        script = example.replace("http://collector.example:4318", server.url)
-        finished = run_script(script, tmp_path)
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    """Each link is a file of the repository, with a heading where it names one; or a public page, over https."""
+    page = PAGES[name]
+    broken = []
+    for link in page.links():
+        if "://" in link:
+            broken += [] if link.startswith("https://") else [link]
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.path.parent / path).resolve() if path else page.path
+        relative = str(target.relative_to(ROOT))
+        if relative in COMING:
+            continue
+        if not target.exists() or (anchor and anchor not in PAGES[relative].anchors()):
+            broken.append(link)
 
-    assert script != example
-    assert (0, "tbot (stand-in): telemetry is on; the report was accepted\n", "") == (
-        finished.returncode,
-        finished.stdout,
-        finished.stderr,
-    )
-    assert 1 == len(server.requests)
-
-
-@pytest.mark.parametrize("consent", [None, "1"])
-def test_the_example_of_emit_runs(consent, monkeypatch, capsys):
-    """README's call of `emit` says what became of the event."""
-    with OtlpHttpServer() as server:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
-        monkeypatch.setenv("OTEL_TBOT_TIMEOUT", "60000")
-        if consent:
-            monkeypatch.setenv(CONSENT_VARIABLE, consent)
-        run_example(find_example("python", "outcome = emit("))
-
-    assert ("the collector has it\n" if consent else "off\n") == capsys.readouterr().out
-    assert (1 if consent else 0) == len(server.requests)
+    assert not broken
 
 
-def run_example(example):
-    """Runs an example of README here."""
-    exec(compile(example, "README.md", "exec"), {})  # noqa: S102  # our own README
+def test_every_page_is_in_the_index():
+    """docs/README.md leads to each page below docs/, and each page that is on its way is one that somebody links to."""
+    index = PAGES["docs/README.md"]
+    linked = {str((index.path.parent / link.partition("#")[0]).resolve().relative_to(ROOT)) for link in index.links()}
+
+    assert {name for name in PAGES if name.startswith("docs/")} - {"docs/README.md"} <= linked
+    assert linked >= COMING
 
 
-@pytest.mark.parametrize("text", ["otel-tbot emit -c", "otel-tbot preview -c"])
-def test_the_examples_of_the_commands_run(text, tmp_path):
-    """README's lines with emit, preview and doctor do what the text says, opted in, with a file of tbot's."""
-    (tmp_path / "tbot.yaml").write_text("version: v2\nonboarding: {join_method: github}\n")
-    with OtlpHttpServer() as server:
-        script = find_example("sh", text).replace("/etc/tbot.yaml", str(tmp_path / "tbot.yaml"))
-        finished = run_script(
-            script, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=server.url, TELEPORT_ANONYMOUS_TELEMETRY="1"
-        )
+def test_prose_has_one_sentence_a_line():
+    """Outside of tables and lists: a line with two would show as one change where one sentence changed."""
+    lines = [
+        (page.name, line)
+        for page in PAGES.values()
+        for line in page.prose().splitlines()
+        if re.match(r"[A-Z]", line) and re.search(r"[a-z`)]\. [A-Z]", line)
+    ]
 
-    assert 0 == finished.returncode, finished.stdout + finished.stderr
-    if "emit" in text:
-        assert "the collector has accepted the event\n" * 2 == finished.stdout
-        assert 2 == len([request for request in server.requests if request.session_ids])
-    else:
-        assert '"eventName": "tbot.start"' in finished.stdout
-        assert "ok       collector: empty export: accepted" in finished.stdout
-        assert not [request for request in server.requests if request.session_ids]
+    assert not lines
 
 
-def test_the_example_of_the_variables_runs(tmp_path):
-    """README's application, recorded by the API alone, started by README's lines: its event arrives, anonymous."""
-    (tmp_path / "app.py").write_text(find_example("python", "destinations_kubernetes=2"))
-    with OtlpHttpServer() as server:
-        script = find_example("sh", "opentelemetry-instrument").replace("http://collector.example:4318", server.url)
-        finished = run_script(script, tmp_path, OTEL_RESOURCE_ATTRIBUTES="host.name=canary")
-
-    assert (0, "", "") == (finished.returncode, finished.stdout, finished.stderr)
-    assert 1 == len(server.requests)
-    assert "canary" not in str(server.requests)
+# The repository's text files.
 
 
-def test_the_example_of_declarative_configuration_runs(tmp_path):
-    """README's file for OTEL_CONFIG_FILE brings the same application's event to the collector."""
-    (tmp_path / "app.py").write_text(find_example("python", "destinations_kubernetes=2"))
-    with OtlpHttpServer() as server:
-        file = find_example("yaml", "file_format").replace("http://collector.example:4318", server.url)
-        (tmp_path / "otel.yaml").write_text(file)
-        environ = {"OTEL_CONFIG_FILE": "otel.yaml", "TELEPORT_ANONYMOUS_TELEMETRY": "1"}
-        finished = run_script("opentelemetry-instrument python app.py", tmp_path, **environ)
+def test_text_files_end_in_one_newline_and_have_no_trailing_space():
+    """Of every tracked text file but those of other makers."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    kinds = (".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".json", ".sh", ".go", ".service", "Makefile")
+    foreign = ("otel_tbot/prehog/", "tests/reporter/prehog/", "tests/backends/")
+    paths = [ROOT / name for name in names if name.endswith(kinds) and not name.startswith(foreign)]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists() and path.stat().st_size}
 
-    assert 0 == finished.returncode, finished.stderr
-    assert ["/v1/logs"] == [request.path for request in server.requests]
-
-
-def test_the_example_in_code_runs(tmp_path):
-    """README's exporter around another one shows the anonymous record."""
-    (tmp_path / "app.py").write_text(find_example("python", "ConsoleLogRecordExporter"))
-    environ = {CONSENT_VARIABLE: "1", "OTEL_RESOURCE_ATTRIBUTES": "host.name=canary"}
-    finished = run_script("python app.py", tmp_path, **environ)
-
-    assert '"event_name": "tbot.start"' in finished.stdout
-    assert "canary" not in finished.stdout
-
-
-def test_every_example_is_one_that_runs():
-    """An example in README that no test here looks for is found by its absence from this list."""
-    ran = {"sh": 4, "python": 3, "yaml": 1}
-    shown = {language: len(re.findall(rf"```{language}\n", README)) for language in ran}
-
-    assert ran == shown
+    assert len(texts) > len(PAGES)
+    assert not [name for name, text in texts.items() if not text.endswith("\n") or text.endswith("\n\n")]
+    assert not [name for name, text in texts.items() if re.search(r"[ \t]$", text, re.MULTILINE)]
