@@ -1,7 +1,7 @@
 """What may leave: a `TbotStart` goes in, an anonymous OpenTelemetry record or span comes out.
 
 Nothing of the process around it is asked: no resource detector, no current span, no baggage, no global provider.
-Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; DESIGN of this package for the rest.
+Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; docs/reference/event.md for the rest.
 """
 
 import time

@@ -7,14 +7,13 @@ Source: Teleport, tbot's configuration reference (v1, v2), CLI reference of `tbo
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
-
-import yaml
 
 from otel_tbot.errors import TbotConfigError
 from otel_tbot.event import OTHER, TbotStart, to_join_type
+from otel_tbot.yaml_tree import MAX_CONFIG_BYTES, Node, parse_yaml
 
 CONFIG_PATH_VARIABLE: Final = "TBOT_CONFIG_PATH"
 CONFIG_VARIABLE: Final = "TBOT_CONFIG"
@@ -22,11 +21,6 @@ TOKEN_VARIABLE: Final = "TELEPORT_BOT_TOKEN"  # noqa: S105  # its name
 HELPER_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER"
 HELPER_VERSION_VARIABLE: Final = "_TBOT_TELEMETRY_HELPER_VERSION"
 
-MAX_CONFIG_BYTES: Final = 1024 * 1024
-MAX_NODES: Final = 100_000
-"""Of a file, with every alias written out: tbot's own reader refuses much less."""
-
-MAX_DEPTH: Final = 64
 
 DATABASE: Final = "database"
 KUBERNETES: Final = "kubernetes"
@@ -57,6 +51,10 @@ _SUBCOMMAND_ALIASES: Final = {
     "k8s/argo-cd": "kubernetes/argo-cd",
 }
 _PLAIN_SUBCOMMANDS: Final = frozenset(("", "legacy", "noop", "no-op"))
+
+_JOIN_URI_PARTS: Final = ("tbot", "address kind", "method")
+_ADDRESS_KINDS: Final = ("proxy", "auth")
+_JOIN_URI_RULE: Final = "no join URI; write tbot+proxy+METHOD://TOKEN@HOST:PORT, or auth for proxy"
 
 _NULLS: Final = frozenset(("", "~", "null", "Null", "NULL"))
 # As gopkg.in/yaml.v3, with which tbot reads, takes them for a field that is a boolean.
@@ -150,11 +148,6 @@ def parse_join_uri(uri: str, *, place: str, line: int = 0) -> str:
     return to_join_type(joined.get(method, method))
 
 
-_JOIN_URI_PARTS: Final = ("tbot", "address kind", "method")
-_ADDRESS_KINDS: Final = ("proxy", "auth")
-_JOIN_URI_RULE: Final = "no join URI; write tbot+proxy+METHOD://TOKEN@HOST:PORT, or auth for proxy"
-
-
 def parse_config(data: bytes, *, place: str) -> TbotConfig:
     """What the YAML in *data* says of the event; *place* names it in errors. Pure.
 
@@ -163,7 +156,7 @@ def parse_config(data: bytes, *, place: str) -> TbotConfig:
     Raises:
         TbotConfigError: it is no configuration of tbot: where, which rule, what to do.
     """
-    root = _parse_yaml(data, place=place)
+    root = parse_yaml(data, place=place)
     if root is None:
         return TbotConfig()
     reader = _Reader(place)
@@ -176,7 +169,7 @@ def parse_config(data: bytes, *, place: str) -> TbotConfig:
     if (onboarding := reader.find_map(top, "onboarding")) is not None:
         join_type = to_join_type(reader.find_text(onboarding, "join_method"))
     if uri := reader.find_text(top, "join_uri"):
-        join_type = parse_join_uri(uri, place=f"{place}", line=top["join_uri"].line)
+        join_type = parse_join_uri(uri, place=place, line=top["join_uri"].line)
     return TbotConfig(is_one_shot=reader.find_boolean(top, "oneshot"), join_type=join_type, services=tuple(services))
 
 
@@ -202,106 +195,16 @@ def _read_config(flags: StartFlags, environ: Mapping[str, str]) -> TbotConfig:
     return parse_config(data, place=path)
 
 
-@dataclass(slots=True)
-class _Node:
-    """A node of YAML: a `text` (None for none), `entries` of a map, or `items` of a list; `size` with aliases."""
-
-    line: int
-    text: str | None = None
-    is_plain: bool = True
-    entries: "list[tuple[_Node, _Node]] | None" = None
-    items: "list[_Node] | None" = None
-    size: int = 1
-    children: "list[_Node]" = field(default_factory=list)
-
-
-def _parse_yaml(data: bytes, *, place: str) -> _Node | None:
-    """The first document in *data*, None where it is empty. Pure.
-
-    From the parser's events, without building anything that the text names or repeats: an alias is the node itself,
-    and its size is counted, so that what explodes elsewhere is refused here.
-    """
-    if len(data) > MAX_CONFIG_BYTES:
-        raise TbotConfigError(place, f"longer than {MAX_CONFIG_BYTES} bytes; no configuration of tbot is")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise TbotConfigError(place, "not UTF-8; save it as UTF-8", line=line) from None
-    try:
-        return _build_tree(text, place=place)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise TbotConfigError(place, "holds a control character; remove it", line=line) from None
-    except yaml.MarkedYAMLError as error:
-        line = getattr(error.problem_mark, "line", -1) + 1
-        raise TbotConfigError(place, "not YAML; mend the line", line=line) from None
-
-
-def _build_tree(text: str, *, place: str) -> _Node | None:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    anchors: dict[str | None, _Node] = {}
-    root = _Node(line=1)
-    open_nodes = [root]
-    for event in yaml.parse(text, Loader=loader):
-        line = getattr(event.start_mark, "line", 0) + 1
-        if isinstance(event, yaml.DocumentEndEvent):
-            break  # tbot reads the first document
-        if isinstance(event, yaml.CollectionEndEvent):
-            done = open_nodes.pop()
-            _close(done, place=place)
-            open_nodes[-1].size += done.size
-        elif isinstance(event, yaml.AliasEvent):
-            node = anchors.get(event.anchor)
-            if node is None or any(node is other for other in open_nodes):
-                raise TbotConfigError(place, "an alias of nothing, or of itself; mend the line", line=line)
-            open_nodes[-1].children.append(node)
-            open_nodes[-1].size += node.size
-        elif isinstance(event, yaml.NodeEvent):
-            node = _Node(line=line)
-            open_nodes[-1].children.append(node)
-            if event.anchor:
-                anchors[event.anchor] = node
-            if isinstance(event, yaml.ScalarEvent):
-                node.text, node.is_plain = event.value, event.implicit[0]
-                open_nodes[-1].size += 1
-            else:
-                node.entries, node.items = ([], None) if isinstance(event, yaml.MappingStartEvent) else (None, [])
-                open_nodes.append(node)
-        _check_bounds(open_nodes, place=place, line=line)
-    return root.children[0] if root.children else None
-
-
-def _check_bounds(open_nodes: Sequence[_Node], *, place: str, line: int) -> None:
-    if len(open_nodes) > MAX_DEPTH:
-        raise TbotConfigError(place, f"nested deeper than {MAX_DEPTH}; no configuration of tbot is", line=line)
-    if open_nodes[-1].size > MAX_NODES:
-        raise TbotConfigError(place, f"more than {MAX_NODES} nodes with its aliases; use fewer aliases", line=line)
-
-
-def _close(node: _Node, *, place: str) -> None:
-    children, node.children = node.children, []
-    if node.entries is None:
-        node.items = children
-        return
-    node.entries = list(zip(children[::2], children[1::2], strict=True))
-    seen = set()
-    for key, _ in node.entries:
-        if key.text is not None and key.text in seen and key.text != "<<":
-            raise TbotConfigError(place, "a key that is there twice; leave one", line=key.line)
-        seen.add(key.text)
-
-
 class _Reader:
     """Reads the few fields that matter; names the field in errors, never its value."""
 
     def __init__(self, place: str) -> None:
         self._place = place
 
-    def read_map(self, node: _Node, name: str) -> dict[str, _Node]:
+    def read_map(self, node: Node, name: str) -> dict[str, Node]:
         if node.entries is None:
             raise self._fault(node, f"{name}: must be a map")
-        merged: dict[str, _Node] = {}
+        merged: dict[str, Node] = {}
         for key, value in node.entries:
             # A key that is no text is none of ours; `<<` adds what the map itself does not have.
             if key.text == "<<" and key.is_plain:
@@ -309,11 +212,11 @@ class _Reader:
                     merged = self.read_map(source, f"{name}: <<") | merged
         return merged | {key.text: value for key, value in node.entries if key.text is not None}
 
-    def find_map(self, fields: Mapping[str, _Node], name: str) -> dict[str, _Node] | None:
+    def find_map(self, fields: Mapping[str, Node], name: str) -> dict[str, Node] | None:
         node = self._find(fields, name)
         return None if node is None else self.read_map(node, name)
 
-    def find_text(self, fields: Mapping[str, _Node], name: str) -> str:
+    def find_text(self, fields: Mapping[str, Node], name: str) -> str:
         node = self._find(fields, name)
         if node is None:
             return ""
@@ -321,7 +224,7 @@ class _Reader:
             raise self._fault(node, f"{name}: must be a text")
         return node.text
 
-    def find_boolean(self, fields: Mapping[str, _Node], name: str) -> bool:
+    def find_boolean(self, fields: Mapping[str, Node], name: str) -> bool:
         node = self._find(fields, name)
         if node is None:
             return False
@@ -329,7 +232,7 @@ class _Reader:
             raise self._fault(node, f"{name}: must be true or false, without quotes")
         return _BOOLEANS[node.text]
 
-    def list_maps(self, fields: Mapping[str, _Node], name: str) -> Iterator[tuple[_Node, dict[str, _Node]]]:
+    def list_maps(self, fields: Mapping[str, Node], name: str) -> Iterator[tuple[Node, dict[str, Node]]]:
         node = self._find(fields, name)
         if node is None:
             return
@@ -338,7 +241,7 @@ class _Reader:
         for item in node.items:
             yield item, self.read_map(item, f"an entry of {name}")
 
-    def list_v2(self, top: Mapping[str, _Node]) -> Iterator[str]:
+    def list_v2(self, top: Mapping[str, Node]) -> Iterator[str]:
         if "destinations" in top:
             raise self._fault(top["destinations"], "destinations: of v1, in a v2 file; write outputs")
         for name in ("outputs", "services"):
@@ -348,7 +251,7 @@ class _Reader:
                     raise self._fault(item, f"an entry of {name}: must have a type")
                 yield SERVICE_OF_TYPE.get(kind, OTHER)
 
-    def list_v1(self, top: Mapping[str, _Node]) -> Iterator[str]:
+    def list_v1(self, top: Mapping[str, Node]) -> Iterator[str]:
         for name in ("outputs", "services"):
             if name in top:
                 raise self._fault(top[name], f"{name}: of v2, in a v1 file; add `version: v2`")
@@ -359,15 +262,15 @@ class _Reader:
                 raise self._fault(item, f"an entry of destinations: must have one of {names} at most")
             yield found[0] if found else OTHER
 
-    def _is_given(self, fields: Mapping[str, _Node], name: str) -> bool:
+    def _is_given(self, fields: Mapping[str, Node], name: str) -> bool:
         node = self._find(fields, name)
         return node is not None and node.text != ""
 
-    def _find(self, fields: Mapping[str, _Node], name: str) -> _Node | None:
+    def _find(self, fields: Mapping[str, Node], name: str) -> Node | None:
         """The node of *name*; None where it is missing or null, which tbot takes for the same."""
         node = fields.get(name)
         is_null = node is not None and node.text is not None and node.is_plain and node.text in _NULLS
         return None if is_null else node
 
-    def _fault(self, node: _Node, rule: str) -> TbotConfigError:
+    def _fault(self, node: Node, rule: str) -> TbotConfigError:
         return TbotConfigError(self._place, rule, line=node.line)

@@ -245,6 +245,15 @@ def test_every_file_of_the_collector_kit_is_documented():
     assert {path.name for path in (ROOT / "collector-config").glob("*.yaml")} == listed
 
 
+def test_architecture_names_every_module_on_one_screen():
+    """Each module stands in the page, and the page in 40 lines."""
+    text = PAGES["docs/explanation/architecture.md"].text
+    modules = {path.stem for path in (ROOT / "otel_tbot").glob("*.py")} - {"__init__", "__main__"}
+
+    assert not [module for module in modules if not re.search(rf"\b{module}\b", text)]
+    assert 40 >= text.count("\n")
+
+
 # Links.
 
 

@@ -126,7 +126,7 @@ def to_tuple(event):
 
 @pytest.mark.parametrize(("text", "expected"), FILES.values(), ids=FILES)
 def test_files_of_every_kind_count_right(text, expected, tmp_path):
-    """v1 and v2, every type of FACTS and one that nobody knows yet; as a file, and in TBOT_CONFIG."""
+    """v1 and v2, every type that tbot has and one that nobody knows yet; as a file, and in TBOT_CONFIG."""
     path = tmp_path / "tbot.yaml"
     path.write_text(text)
     encoded = base64.encodebytes(text.encode()).decode()
