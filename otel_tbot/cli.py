@@ -145,7 +145,8 @@ def main(arguments: Sequence[str]) -> int:
         parsed, unknown = parser.parse_known_args(own)
         if unknown:
             flags = ", ".join(text.partition("=")[0] for text in unknown if text.startswith("-"))
-            parser.error(f"unknown: {flags or 'an argument'}; see `otel-tbot {parsed.command or ''} --help`")
+            fault = flags or "an argument, where a command would stand behind --"
+            parser.error(f"unknown: {fault}; see `{' '.join(filter(None, ('otel-tbot', parsed.command)))} --help`")
     except SystemExit as end:  # argparse has said what is wrong, or helped
         return int(end.code or 0)
     commands = {"run": _run, "demo": _demo, "emit": _emit, "preview": _preview, "doctor": _doctor, "bridge": _bridge}

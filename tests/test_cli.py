@@ -89,6 +89,14 @@ def test_wrong_usage_is_status_2_and_says_what_is_right(arguments):
     assert "Traceback" not in finished.stderr
 
 
+def test_a_command_without_its_dashes_is_told_of_them():
+    """A command that stands where an option would: the line says where it belongs."""
+    finished = run_command("demo", "tbot", "start")
+
+    rule = "unknown: an argument, where a command would stand behind --; see `otel-tbot demo --help`"
+    assert f"otel-tbot: {rule}\n" == finished.stderr.partition("\n")[2]
+
+
 def test_windows_is_told_that_run_needs_posix():
     """Where there is no exec that keeps the process, `run` says so, and what works instead."""
     script = "import sys; sys.platform = 'win32'; from otel_tbot.__main__ import main; main()"

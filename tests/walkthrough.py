@@ -45,6 +45,7 @@ class Walkthrough:
     """
 
     def __init__(self, page: Page, folder: Path, otelcol: str) -> None:
+        self._page_name = page.path.name
         self._folder = folder
         self._shown = ""
         self._said = 0
@@ -189,6 +190,10 @@ class Walkthrough:
         )
         self._shown = path.read_text()
         assert process.poll() is None, self._shown
+
+    def _run_elsewhere(self, _text: str, names: list[str], _options: dict[str, str]) -> None:
+        """Leaves the block to the test file that is named, which has to name the page."""
+        assert self._page_name in (ROOT / names[0]).read_text(encoding="utf-8")
 
     def _run_file(self, text: str, names: list[str], _options: dict[str, str]) -> None:
         """Keeps the block as a file for what comes next."""
