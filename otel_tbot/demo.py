@@ -97,7 +97,7 @@ def demo(command: Sequence[str], paint: Painter = leave_plain) -> int:
     planted or names this machine, and the second no request at all, otherwise 1.
     """
     screen = _Screen(paint)
-    screen.say("Starts of tbot, with telemetry on and off; a receiver on this machine is the\ncollector.")
+    screen.say("tbot starts with telemetry on, and off; a receiver of ours plays the collector.")
     name = " ".join(command) or "tbot start --oneshot"
     is_stand_in = not command
     if is_stand_in:
