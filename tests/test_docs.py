@@ -72,6 +72,12 @@ def test_every_example_runs_or_says_what_it_needs(example):
         assert hasattr(Walkthrough, f"_run_{example.run[0]}")
 
 
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.language == "sh"], ids=lambda example: example.place)
+def test_no_line_of_an_example_fails_unseen(example):
+    """A shell told to stop at a failure does not at one that is negated, so `! grep` would prove nothing."""
+    assert not re.search(r"^!|(?<![$(])\B!\s", example.text, re.MULTILINE)
+
+
 def test_examples_are_fenced():
     """No page has a block by its indent alone, which no test would find."""
     assert not [
@@ -80,9 +86,11 @@ def test_examples_are_fenced():
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if any(e.run for e in page.examples())])
-def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol):
+def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
     """Each does what the page says: its exit status, its output, and as many events at the real collector."""
     page = PAGES[name]
+    if any("strace" in example.text for example in page.examples()):
+        request.getfixturevalue("strace")
     with Walkthrough(page, tmp_path, otelcol) as walkthrough:
         for example in page.examples():
             if example.run:
