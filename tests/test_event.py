@@ -3,7 +3,7 @@ import re
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from otel_tbot.errors import EventError, OtelTbotError
@@ -316,6 +316,8 @@ def test_text_behind_a_version_does_not_travel(text, prefix):
 @given(name=st.sampled_from([*COUNTS, "run_mode", "session_id"]), text=st.text(min_size=4))
 def test_an_error_never_repeats_a_value(name, text):
     """Whatever text stands in a field that does not take it, the error is one of the fixed rules."""
+    # Hypothesis tries the texts that stand in our own code too, and some of them are what the field takes.
+    assume(not any(attribute.allows(text.lower()) for attribute in ATTRIBUTES if attribute.field == name))
     rules = r"must be (one of one-shot, daemon|a whole number from 0 to 2147483647|a random \(version 4\) UUID)"
 
     with pytest.raises(EventError) as raised:
