@@ -9,10 +9,11 @@ from pathlib import Path
 
 import otel_tbot
 from otel_tbot import bridge, grouping, service, serving
-from otel_tbot.anonymity import HOST_ARCHS, OS_TYPES, to_resource
+from otel_tbot.anonymity import to_resource
 from otel_tbot.bridge_metrics import METRICS
 from otel_tbot.cli import build_parser
 from otel_tbot.outcome import Outcome
+from otel_tbot.wire import HOST_ARCHS, OS_TYPES
 from tests.conftest import ROOT
 
 KIT = ROOT / "collector-config"

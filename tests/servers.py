@@ -254,7 +254,7 @@ def cutting_server():
         connection.sendall(_HEAD + b"x")
         connection.shutdown(socket.SHUT_RDWR)
 
-    return _raw(serve)
+    return raw_server(serve)
 
 
 @contextmanager
