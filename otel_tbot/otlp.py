@@ -284,14 +284,19 @@ class _GrpcTransport:
             "compression": grpc.Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
         }
         self._channel: grpc.Channel | None = None
-        self._export: Callable[..., bytes] | None = None
+        self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] | None = None
 
     def exchange(self, body: bytes, deadline: float) -> Answer:
         import grpc
 
         export = self._export = self._export or self._connect()
+        # The deadline is kept here and not sent: how much of it is left tells how fast this machine is.
+        call = export.future(body, metadata=self._metadata)
         try:
-            response = export(body, timeout=max(deadline - time.monotonic(), 0.001), metadata=self._metadata)
+            response = call.result(timeout=max(deadline - time.monotonic(), 0.001))
+        except grpc.FutureTimeoutError:
+            call.cancel()
+            return _TOO_LATE
         except grpc.RpcError as error:
             code = error.code()
             if code is grpc.StatusCode.UNAVAILABLE:
@@ -313,7 +318,7 @@ class _GrpcTransport:
             self._channel.close()
         self._channel = self._export = None
 
-    def _connect(self) -> Callable[..., bytes]:
+    def _connect(self) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
         import grpc
 
         if self._credentials is None:

@@ -5,6 +5,7 @@ OpenTelemetry Python offers.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +30,10 @@ def main(way: str, signal: str, session_id: str) -> None:
 
     from otel_tbot import TbotStart, emit
 
+    if os.environ.get("OTEL_TBOT_TEST_LOG") == "1":
+        # Everything that we write, on stderr.
+        logging.getLogger("otel_tbot").setLevel(logging.DEBUG)
+        logging.getLogger("otel_tbot").addHandler(logging.StreamHandler())
     # What would send trace and baggage along is on, or their absence would prove nothing.
     if not (
         RequestsInstrumentor().is_instrumented_by_opentelemetry

@@ -142,10 +142,12 @@ class OtlpGrpcServer:
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self.requests: list[Received] = []
+        self.deadlines: list[float | None] = []
         server = self
 
         def answer(request: Message, context: grpc.ServicerContext, path: str, response: Any) -> Any:
             headers = {key.lower(): str(value) for key, value in context.invocation_metadata()}
+            server.deadlines.append(context.time_remaining())
             server.requests.append(Received(path, headers, request))
             if gate is not None:
                 gate.wait(_HANG_SECONDS)

@@ -67,6 +67,16 @@ def server_of(protocol: str) -> OtlpGrpcServer | OtlpHttpServer:
     return OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer()
 
 
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_what_is_left_of_the_deadline_is_not_sent(signal):
+    """gRPC would tell the collector how much time is left, and with it how fast this machine came so far."""
+    with OtlpGrpcServer() as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url, signal, "grpc"))
+
+    # Without a deadline grpc gives the time until the end of its days.
+    assert [True] == [remaining > 10**9 for remaining in server.deadlines]
+
+
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("signal", ["log", "span"])
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])

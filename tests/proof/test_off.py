@@ -171,8 +171,8 @@ def test_off_without_a_home_makes_no_more_calls(entrance, off, environ, tmp_path
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_on_the_same_trace_shows_what_off_does_not_do(entrance, environ, tmp_path):
     """With a yes each entrance opens a socket, so a trace that shows none is worth something."""
-    environ = {**environ, VARIABLE: "1", "OTEL_TBOT_TIMEOUT": "1000", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "1"
+    environ = {**environ, VARIABLE: "1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "3"
     command = to_command(entrance)
     if entrance == "bridge":
         command = ["timeout", "--signal=TERM", "3", *command]
@@ -210,8 +210,8 @@ def test_off_raises_no_audit_event_that_the_interpreter_does_not_raise_itself(en
 @pytest.mark.parametrize("entrance", [entrance for entrance in ENTRANCES if entrance != "bridge"])
 def test_on_the_same_hook_hears_what_off_does_not_do(entrance, environ):
     """With a yes each entrance makes a socket, and the hook hears it."""
-    environ = {**environ, VARIABLE: "1", "OTEL_TBOT_TIMEOUT": "1000", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "1"
+    environ = {**environ, VARIABLE: "1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "3"
     done, _ = audited(entrance, environ)
 
     assert "socket.__new__" in done.seen
