@@ -280,7 +280,12 @@ class _GrpcTransport:
         self._judge = load_judge(signal)
         self._credentials = None if _is_insecure(endpoint, environ, signal) else _read_credentials(environ, signal)
         self._options: dict[str, Any] = {
-            "options": (("grpc.primary_user_agent", _USER_AGENT), ("grpc.enable_http_proxy", 0)),
+            "options": (
+                ("grpc.primary_user_agent", _USER_AGENT),
+                ("grpc.enable_http_proxy", 0),
+                # No connection that another sender of this process has had, which would join two starts.
+                ("grpc.use_local_subchannel_pool", 1),
+            ),
             "compression": grpc.Compression[names[settings.COMPRESSION.resolve(environ, signal)]],
         }
         self._channel: grpc.Channel | None = None
@@ -415,7 +420,9 @@ def build_tls_context(environ: Mapping[str, str], signal: str) -> ssl.SSLContext
     """
     import certifi
 
-    context = ssl.create_default_context(cafile=settings.CERTIFICATE.resolve(environ, signal) or certifi.where())
+    # Not create_default_context, which opens the file that SSLKEYLOGFILE names, there or not.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(settings.CERTIFICATE.resolve(environ, signal) or certifi.where())
     context.hostname_checks_common_name = False
     if certificate := settings.CLIENT_CERTIFICATE.resolve(environ, signal):
         context.load_cert_chain(certificate, settings.CLIENT_KEY.resolve(environ, signal) or None)

@@ -427,6 +427,17 @@ def test_a_bridge_that_must_not_or_cannot_run_says_why(environ, arguments, rule)
     assert CANARY not in finished.stderr
 
 
+def test_a_variable_of_the_tls_library_keeps_no_bridge_from_starting(tmp_path):
+    """SSLKEYLOGFILE is for debugging: without TLS no file of it is opened, and one that cannot be is no matter."""
+    path = tmp_path / "keys"
+    with OtlpHttpServer() as server:
+        for name in (str(path), "/nonexistent/keys"):
+            with BridgeProcess(environ_of(server, SSLKEYLOGFILE=name)) as bridge:
+                assert 200 == post(bridge).status_code
+
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
 def test_a_port_that_is_taken_is_status_1(address):
     """Not wrong usage, but nothing that it could do: one line."""

@@ -149,6 +149,54 @@ def test_a_body_that_is_no_report_is_invalid_and_not_repeated(body, headers):
     assert not caller.events
 
 
+@pytest.mark.parametrize(
+    ("header", "status", "error"),
+    [
+        ((b"connect-timeout-ms", b"canary-10ms"), 400, "invalid_argument"),
+        ((b"connect-timeout-ms", b"99999999999"), 400, "invalid_argument"),
+        ((b"connect-timeout-ms", b"-1"), 400, "invalid_argument"),
+        ((b"connect-protocol-version", b"canary"), 400, "invalid_argument"),
+        ((b"content-encoding", b"canary"), 501, "unimplemented"),
+        ((b"content-encoding", b"\xff"), 501, "unimplemented"),
+    ],
+)
+def test_a_header_of_the_protocol_that_means_nothing_is_refused_and_not_repeated(header, status, error):
+    """The answer names the header's rule, and holds nothing of its value."""
+    caller = Caller()
+    answered, body = caller.call(a_report().SerializeToString(), headers=(*PROTO, header))
+
+    assert (status, error) == (answered, json.loads(body)["code"])
+    assert b"canary" not in body
+    assert not caller.events
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x", b"\xff\xfe"),
+        (b"\xff", b"x"),
+        (b"host", b"[canary"),
+        (b"host", b"x:canary"),
+        (b"accept-encoding", b"\xc3\x28"),
+        (b"user-agent", b"\xff"),
+    ],
+)
+def test_other_headers_are_no_matter(header, method):
+    """Whatever else a client sends, of text or not, changes nothing."""
+    caller = Caller()
+    status, _ = caller.call(a_report().SerializeToString(), headers=(*PROTO, header), method=method)
+
+    assert (200 if method == "POST" else 405) == status
+    assert (1 if method == "POST" else 0) == len(caller.events)
+
+
+@pytest.mark.parametrize("content_type", [b"application/grpc", b"application/grpc-web", b"canary", b"\xff"])
+def test_another_method_is_refused_whatever_its_content_type(content_type):
+    """405, though connectrpc would fail on some of the types."""
+    assert 405 == Caller().call(b"", headers=((b"content-type", content_type),), method="GET")[0]
+
+
 @pytest.mark.parametrize("headers", [PROTO, (*PROTO, (b"content-encoding", b"gzip"))])
 def test_a_body_above_the_limit_is_refused(headers):
     """More than 16 KiB, also as a small body that unpacks to more, is no report."""
