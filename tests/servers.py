@@ -219,7 +219,7 @@ class _Raw:
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
-    """Does with each connection what *serve* does."""
+    """Accepts, and does *serve* with each connection."""
     server = _Raw(serve)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -19,11 +19,11 @@ class Cases:
     """How many cases a test has tried so far."""
 
     def __init__(self) -> None:
-        self.counted: int | None = None
+        self.counted: defaultdict[str, int] = defaultdict(int)
 
-    def add(self, number: int = 1) -> None:
-        """Counts *number* more."""
-        self.counted = (self.counted or 0) + number
+    def add(self, number: int = 1, *, trial: str = "") -> None:
+        """Counts *number* more, of another *trial* where the same test tries that, too."""
+        self.counted[trial] += number
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
     """For tests that try many; without it a test is one case."""
     counted = Cases()
     yield counted
-    request.node.user_properties.append(("cases", counted.counted or 0))
+    own = request.node.get_closest_marker("promise").args[0]
+    request.node.user_properties.append(("cases", {key or own: number for key, number in counted.counted.items()}))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,8 @@ class _Table:
             self.faults[trial].append(f"failed: {report.nodeid}")
         elif report.when == "teardown":
             # Only a test that passed in full counts.
-            self.cases[trial] += properties.get("cases", 1)
+            for key, number in properties.get("cases", {trial: 1}).items():
+                self.cases[key] += number
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         for key, trial in TRIALS.items():

@@ -1,0 +1,232 @@
+"""Promise 4: only the documented leaves. What the wire shows over thousands of events is the table, and all of it."""
+
+import asyncio
+import os
+import random
+import re
+import string
+from collections import defaultdict
+
+import pytest
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_tbot import __version__
+from otel_tbot.bridge import Bridge
+from otel_tbot.event import ATTRIBUTES
+from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
+from tests.bridging import PROCEDURE
+from tests.proof.asgi import call
+from tests.proof.recording import RecordingProxy
+from tests.servers import OtlpGrpcServer, OtlpHttpServer
+
+KINDS = {"log": ExportLogsServiceRequest, "span": ExportTraceServiceRequest}
+JOIN_TYPES = (
+    *("token", "azure", "azure_devops", "bitbucket", "bound_keypair", "circleci", "ec2", "env0", "gcp", "generic_oidc"),
+    *("github", "gitlab", "iam", "kubernetes", "oracle", "spacelift", "terraform_cloud", "tpm"),
+)
+_NUMBER = "[0-9]{1,4}"
+_STAGE = rf"(-(dev|alpha|beta|rc)(\.?{_NUMBER})?)?"
+
+# Written down from the documentation, not taken from the code: key, type on the wire, and the form of its values.
+DOCUMENTED = {
+    "tbot.run_mode": ("string_value", "one-shot|daemon"),
+    "tbot.version": ("string_value", rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}{_STAGE}|_OTHER"),
+    "tbot.join_type": ("string_value", "|".join((*JOIN_TYPES, "_OTHER"))),
+    "tbot.helper": ("string_value", "[A-Za-z0-9._:/-]{1,64}|_OTHER"),
+    "tbot.helper_version": ("string_value", rf"v?{_NUMBER}(\.{_NUMBER}){{0,3}}{_STAGE}|_OTHER"),
+    "tbot.destinations_other": ("int_value", "[0-9]{1,10}"),
+    "tbot.destinations_database": ("int_value", "[0-9]{1,10}"),
+    "tbot.destinations_kubernetes": ("int_value", "[0-9]{1,10}"),
+    "tbot.destinations_application": ("int_value", "[0-9]{1,10}"),
+    "session.id": ("string_value", "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
+}
+OPTIONAL = {"tbot.version", "tbot.join_type", "tbot.helper", "tbot.helper_version"}
+RESOURCE = {
+    "service.name": "tbot",
+    "telemetry.sdk.language": "python",
+    "telemetry.sdk.name": "opentelemetry",
+    "telemetry.sdk.version": r"[0-9.a-z]+",
+}
+FIELDS = {
+    "log": {
+        *("resource", "scope_logs", "resource.attributes", "scope_logs.scope", "scope_logs.log_records"),
+        *("scope_logs.scope.name", "scope_logs.scope.version"),
+        *(
+            f"scope_logs.log_records.{name}"
+            for name in (
+                *("time_unix_nano", "observed_time_unix_nano", "severity_number", "severity_text", "body"),
+                *("attributes", "event_name"),
+            )
+        ),
+    },
+    "span": {
+        *("resource", "scope_spans", "resource.attributes", "scope_spans.scope", "scope_spans.spans"),
+        *("scope_spans.scope.name", "scope_spans.scope.version"),
+        *(
+            f"scope_spans.spans.{name}"
+            for name in (
+                *("trace_id", "span_id", "flags", "name", "kind", "start_time_unix_nano", "end_time_unix_nano"),
+                *("attributes", "status"),
+            )
+        ),
+    },
+}
+FIXED = {
+    "log": {"severity_number": 9, "severity_text": "INFO", "event_name": "tbot.start"},
+    "span": {"name": "tbot.start", "kind": 1},
+}
+
+
+def draw_text(random_source, *likely):
+    """One of *likely*, a part or a change of it, or any text at all."""
+    text = random_source.choice(likely)
+    match random_source.randrange(6):
+        case 0:
+            alphabet = string.printable + "äß\u0661\u202e\U0001f600"
+            return "".join(random_source.choices(alphabet, k=random_source.randrange(80)))
+        case 1:
+            return text + random_source.choice(("-canary", "+canary", " canary", "\n", ".5", "0" * 70))
+        case 2:
+            return text[: random_source.randrange(len(text) + 1)]
+        case _:
+            return text
+
+
+def draw_report(random_source):
+    """A report as a tbot, an old one, a new one or none at all might send it."""
+    report = SubmitTbotEventRequest()
+    uuid = f"{random_source.getrandbits(128):032x}"
+    variant = random_source.choice("89ab")
+    report.distinct_id = f"{uuid[:8]}-{uuid[8:12]}-4{uuid[13:16]}-{variant}{uuid[17:20]}-{uuid[20:]}"
+    if random_source.randrange(3) == 0:
+        report.distinct_id = report.distinct_id.upper()
+    report.timestamp.seconds = random_source.randrange(2**33)
+    report.timestamp.nanos = random_source.randrange(10**9)
+    start = report.start
+    start.run_mode = random_source.choice((1, 2))
+    start.version = draw_text(random_source, "", "18.4.1", "17.0.0-dev.3", "16.1.2-rc.1", "v18.4.1", "15.0.0-alpha")
+    start.join_type = draw_text(random_source, "", *JOIN_TYPES)
+    start.helper = draw_text(random_source, "", "gha:teleport-actions/auth", "acme.deploy_x-1", "no helper")
+    start.helper_version = draw_text(random_source, "", "v2.0.1", "3", "1.2.3.4", "2.0-beta.1")
+    for name in ("other", "database", "kubernetes", "application"):
+        number = random_source.choice((0, 1, random_source.randrange(100), random_source.randrange(2**31), 2**31 - 1))
+        setattr(start, f"destinations_{name}", number)
+    return report
+
+
+def walk(message: Message, name="") -> list[tuple[str, object]]:
+    """Every field that is set in *message*, by its path; attributes and bodies are looked at as a whole."""
+    found = []
+    for field, value in message.ListFields():
+        path = f"{name}.{field.name}".lstrip(".")
+        found.append((path, value))
+        if field.name in ("attributes", "body"):
+            continue
+        for child in value if field.is_repeated else [value]:
+            if isinstance(child, Message):
+                found += walk(child, path)
+    return found
+
+
+@pytest.mark.promise("documented.wire")
+def test_the_table_of_the_documentation_is_that_of_the_code():
+    """Keys, types and what may be missing, as written down here, are those of the one table in code."""
+    kinds = {"string": "string_value", "int": "int_value"}
+
+    assert {key: kind for key, (kind, _) in DOCUMENTED.items()} == {a.key: kinds[a.type] for a in ATTRIBUTES}
+    assert {attribute.key for attribute in ATTRIBUTES if not attribute.is_required} == OPTIONAL
+
+
+@pytest.mark.promise("documented.wire")
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_the_wire_shows_the_documented_keys_types_and_values_and_no_others(signal, protocol, cases):
+    """Over thousands of generated reports: each key, type, value and field of OTLP is a documented one, and all occur."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    random_source = random.Random(seed)  # noqa: S311  # to be had again
+    count = 2200
+    with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        with RecordingProxy(int(server.url.rpartition(":")[2])) as proxy:
+            environ = {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": proxy.url,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+                "OTEL_TBOT_SIGNAL": signal,
+                "OTEL_TBOT_TIMEOUT": "60000",
+            }
+            statuses = asyncio.run(submit(environ, [draw_report(random_source) for _ in range(count)]))
+        requests = proxy.recording.requests()
+
+    assert {200} == set(statuses)
+    values = defaultdict(set)
+    events = 0
+    for request in requests:
+        message = KINDS[signal].FromString(request.body)
+        for group in message.resource_logs if signal == "log" else message.resource_spans:
+            assert {path for path, _ in walk(group)} <= FIELDS[signal]
+            check_resource(group)
+            for scope in group.scope_logs if signal == "log" else group.scope_spans:
+                assert ("otel_tbot", __version__) == (scope.scope.name, scope.scope.version)
+                for record in scope.log_records if signal == "log" else scope.spans:
+                    check_record(record, signal, values)
+                    events += 1
+    assert count == events
+    assert set(DOCUMENTED) == set(values)
+    assert {"one-shot", "daemon"} == values["tbot.run_mode"]
+    assert {*JOIN_TYPES, "_OTHER"} == values["tbot.join_type"]
+    assert all("_OTHER" in values[key] for key in OPTIONAL)
+    assert {0, 2**31 - 1} <= values["tbot.destinations_other"]
+    cases.add(events)
+
+
+def check_resource(group):
+    """The resource is whole, and nothing else: where tbot runs, a bridge does not know."""
+    attributes = {attribute.key: attribute.value.string_value for attribute in group.resource.attributes}
+    assert RESOURCE.keys() == attributes.keys()
+    assert len(attributes) == len(group.resource.attributes)
+    for key, pattern in RESOURCE.items():
+        assert re.fullmatch(pattern, attributes[key])
+
+
+def check_record(record, signal, values):
+    """One record: each key once, of its type and form, the fixed fields as they are, whole seconds."""
+    kinds = {attribute.key: attribute.value.WhichOneof("value") for attribute in record.attributes}
+    assert len(kinds) == len(record.attributes)
+    assert DOCUMENTED.keys() - OPTIONAL <= kinds.keys() <= DOCUMENTED.keys()
+    for attribute in record.attributes:
+        kind, pattern = DOCUMENTED[attribute.key]
+        assert kind == kinds[attribute.key]
+        value = getattr(attribute.value, kind)
+        assert re.fullmatch(pattern, str(value)), attribute.key
+        assert kind != "int_value" or 0 <= value <= 2**31 - 1
+        values[attribute.key].add(value)
+    assert "tbot.helper" in kinds or "tbot.helper_version" not in kinds
+    for name, value in FIXED[signal].items():
+        assert value == getattr(record, name)
+    if signal == "log":
+        assert "tbot.start" == record.body.string_value
+        assert record.time_unix_nano == record.observed_time_unix_nano
+        assert 0 == record.time_unix_nano % 10**9
+    else:
+        assert record.start_time_unix_nano == record.end_time_unix_nano
+        assert 0 == record.start_time_unix_nano % 10**9
+        assert 0 == record.status.ByteSize()
+        assert record.flags & ~0x100 in (0, 1)
+
+
+async def submit(environ, reports):
+    """Reports to a bridge, some at once so that groups form; the answers' statuses."""
+    bridge = Bridge(environ)
+    bridge.start()
+    statuses = []
+    try:
+        for first in range(0, len(reports), 20):
+            answers = await asyncio.gather(
+                *(call(bridge, report.SerializeToString(), path=PROCEDURE) for report in reports[first : first + 20])
+            )
+            statuses += [answer.status for answer in answers]
+    finally:
+        await bridge.stop()
+    return statuses

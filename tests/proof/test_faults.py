@@ -1,0 +1,439 @@
+"""Promise 6: tbot never waits or fails because of telemetry, whatever the collector, the network or the machine does."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trustme
+
+from tests.launching import CONSENT, LAUNCHER, Launch
+from tests.polling import poll_until
+from tests.servers import (
+    Answer,
+    OtlpGrpcServer,
+    OtlpHttpServer,
+    closing_server,
+    garbage_server,
+    raw_server,
+    refusing_port,
+    silent_server,
+    trickling_server,
+)
+
+TIMEOUT_SECONDS = 1.0
+ALLOWANCE_SECONDS = 0.25
+DAEMON_SECONDS = 10.0
+TRIES = 6
+"""Load of the machine can only add time, so the least of a few tries counts; what is no time has to hold in each."""
+
+REFUSED, UNREACHABLE, TIMED_OUT = "refused", "unreachable", "timed out"
+BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OTEL_TBOT_TIMEOUT": "1000"}
+
+# What the relay says where the limit came before it knew more: as true as the outcome.
+AT_THE_LIMIT = "no report was sent and answered in the limit"
+
+
+@dataclass
+class Fault:
+    """What a fault puts into the environment, in front of the command, and what an event becomes."""
+
+    environ: dict[str, str]
+    outcome: str
+    before: tuple[str, ...] = ()
+    spared: list = field(default_factory=list)
+
+
+@contextmanager
+def served(server, outcome, **environ):
+    """A collector that is there, and answers as it does."""
+    with server as running:
+        url = running if isinstance(running, str) else running.url
+        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, **environ}, outcome)
+
+
+@contextmanager
+def black_hole(**environ):
+    """A port whose queue is full: what is sent there is neither taken nor refused."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(listener.getsockname())
+        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}", **environ}, TIMED_OUT)
+
+
+def slow_server():
+    """Answers one byte a second, from the first."""
+    end = threading.Event()
+
+    def serve(connection):
+        connection.recv(65536)
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n":
+            connection.sendall(bytes((byte,)))
+            if end.wait(1):
+                return
+
+    return raw_server(serve)
+
+
+def dying_server():
+    """Begins an answer and resets the connection in the middle."""
+
+    def serve(connection):
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 50\r\n\r\n\x0a")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+
+    return raw_server(serve)
+
+
+@contextmanager
+def wrong_name(folder):
+    """A certificate of a trusted authority, for another name."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("another.test").configure_cert(context)
+    certificate = folder / "ca.pem"
+    authority.cert_pem.write_to_path(certificate)
+
+    def serve(connection):
+        context.wrap_socket(connection, server_side=True).recv(65536)
+
+    with raw_server(serve) as server:
+        url = server.url.replace("http://127.0.0.1", "https://localhost")
+        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate)}, UNREACHABLE)
+
+
+@contextmanager
+def hanging_resolver(folder):
+    """A name server that takes questions and answers none; in a mount namespace with a resolv.conf of its own."""
+    resolv = folder / "resolv.conf"
+    resolv.write_text("nameserver 127.53.0.1\noptions timeout:5 attempts:3\n")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        silent.bind(("127.53.0.1", 53))
+        script = f'mount --bind {resolv} /etc/resolv.conf && exec "$@"'
+        before = (shutil.which("unshare"), "--mount", "sh", "-c", script, "sh")
+        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.hanging.test:4318"}, TIMED_OUT, before)
+
+
+@contextmanager
+def answering_proxy():
+    """An HTTP proxy that says yes to everything, before a collector that is not there."""
+    with OtlpHttpServer() as proxy, refusing_port() as url:
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+        fault = Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, **dict.fromkeys(names, proxy.url)}, UNREACHABLE)
+        fault.spared.append(proxy)
+        yield fault
+
+
+@contextmanager
+def backward_clock(folder):
+    """A clock that is an hour earlier each time that it is read, before a collector that is silent."""
+    (folder / "sitecustomize.py").write_text(
+        "import time\n"
+        "_real, _real_ns, _hours = time.time, time.time_ns, [0]\n"
+        "def _back():\n    _hours[0] += 1\n    return _hours[0] * 3600\n"
+        "time.time = lambda: _real() - _back()\n"
+        "time.time_ns = lambda: _real_ns() - _back() * 10**9\n"
+    )
+    with silent_server() as server:
+        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "PYTHONPATH": str(folder)}, TIMED_OUT)
+
+
+GRPC = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+FAULTS = {
+    "refusing": lambda _: served(refusing_port(), UNREACHABLE),
+    "refusing, grpc": lambda _: served(refusing_port(), UNREACHABLE, **GRPC),
+    "black-holed": lambda _: black_hole(),
+    "black-holed, grpc": lambda _: black_hole(**GRPC),
+    "accepting and silent": lambda _: served(silent_server(), TIMED_OUT),
+    "accepting and silent, grpc": lambda _: served(silent_server(), TIMED_OUT, **GRPC),
+    "1 byte a second": lambda _: served(slow_server(), TIMED_OUT),
+    "1 byte a second, grpc": lambda _: served(slow_server(), TIMED_OUT, **GRPC),
+    "a body that trickles": lambda _: served(trickling_server(), TIMED_OUT),
+    "302": lambda _: served(OtlpHttpServer(Answer(status=302, headers={"Location": "http://127.0.0.1:9/"})), REFUSED),
+    "401": lambda _: served(OtlpHttpServer(Answer(status=401, headers={"WWW-Authenticate": "Basic"})), REFUSED),
+    "413": lambda _: served(OtlpHttpServer(Answer(status=413)), REFUSED),
+    "429 with Retry-After": lambda _: served(OtlpHttpServer(Answer(status=429, headers={"Retry-After": "30"})), REFUSED),
+    "500": lambda _: served(OtlpHttpServer(Answer(status=500)), REFUSED),
+    "503": lambda _: served(OtlpHttpServer(Answer(status=503)), REFUSED),
+    "503 with Retry-After": lambda _: served(OtlpHttpServer(Answer(status=503, headers={"Retry-After": "30"})), REFUSED),
+    "malformed protobuf": lambda _: served(OtlpHttpServer(Answer(body=b"\xff\xff\xff")), REFUSED),
+    "a web page": lambda _: served(OtlpHttpServer(Answer(content_type="text/html", body=b"<p>yes</p>")), REFUSED),
+    "rejecting one": lambda _: served(OtlpHttpServer(Answer(body=b"\x0a\x02\x08\x01")), REFUSED),
+    "rejecting one, grpc": lambda _: served(OtlpGrpcServer(rejected=1), REFUSED, **GRPC),
+    "TLS with a wrong name": wrong_name,
+    "DNS that hangs": hanging_resolver,
+    "dying in the middle": lambda _: served(dying_server(), UNREACHABLE),
+    "closing at once": lambda _: served(closing_server(), UNREACHABLE),
+    "no HTTP": lambda _: served(garbage_server(), UNREACHABLE),
+    "a proxy that answers for it": lambda _: answering_proxy(),
+    "a clock that jumps back": backward_clock,
+}
+HANGING = [name for name in FAULTS if name.startswith(("black-holed", "accepting and silent", "1 byte", "a body", "DNS"))]
+
+
+@pytest.fixture
+def fault(request, tmp_path):
+    """The fault of the row."""
+    name = request.param
+    if name == "DNS that hangs":
+        request.getfixturevalue("_namespaces")
+    with FAULTS[name](tmp_path) as fault:
+        yield fault
+
+
+def to_command(reporter, *, reports):
+    """A tbot that works, reports meanwhile or does not, and ends with a status of its own."""
+    script = 'echo working; echo warning >&2; "$@"; status=$?; echo done; exit $status'
+    return ["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7", *([] if reports else ["-report=false"])]
+
+
+def timed(launch, command, launcher, **options):
+    """A finished command, and the seconds that it took."""
+    began = time.monotonic()
+    finished = launch.run(command, launcher=launcher, **options)
+    return finished, time.monotonic() - began
+
+
+def without_telemetry(text):
+    """*text* without tbot's lines about its report, and ours."""
+    return [line for line in text.splitlines() if not re.match(r"(ok|error) |otel-tbot: run: ", line)]
+
+
+def read_outcome(text):
+    """What tbot was told of its report."""
+    (line,) = [line for line in text.splitlines() if re.match(r"(ok|error) ", line)]
+    return line
+
+
+def compare(reporter, launch, before=(), environ=None, **options):
+    """Runs the command alone and behind `run`, compares, and gives the added seconds and tbot's line."""
+    plain, plain_seconds = timed(launch, to_command(reporter, reports=False), (), **options)
+    finished, seconds = timed(launch, to_command(reporter, reports=True), (*before, *LAUNCHER), **options)
+    ended = time.monotonic()
+    poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=30)
+
+    assert plain.returncode == finished.returncode == 7
+    assert plain.stdout.splitlines() == without_telemetry(finished.stdout) == ["working", "done"]
+    assert plain.stderr.splitlines() == without_telemetry(finished.stderr) == ["warning"]
+    return seconds - plain_seconds, time.monotonic() - ended, read_outcome(finished.stdout)
+
+
+def hold_in_time(attempt):
+    """Tries until *attempt*, which gives the added seconds and whether all else is as it should, holds its limit."""
+    tried = []
+    for _ in range(TRIES):
+        added, is_right = attempt()
+        tried.append((round(added, 3), is_right))
+        if added <= TIMEOUT_SECONDS + ALLOWANCE_SECONDS and is_right is True:
+            return
+    raise AssertionError(f"seconds added beside a limit of {TIMEOUT_SECONDS} + {ALLOWANCE_SECONDS}: {tried}")
+
+
+@pytest.mark.promise("faults.one-shot")
+@pytest.mark.parametrize("fault", FAULTS, indirect=True)
+def test_a_one_shot_is_the_same_beside_a_fault_and_waits_no_longer_than_its_limit(fault, reporter):
+    """Status and output as without otel-tbot, the limit plus 0.25 s at most, the relay gone, the outcome a true one."""
+    launch = Launch({**BASIC, **CONSENT, **fault.environ})
+
+    def attempt():
+        added, lingered, told = compare(reporter, launch, fault.before)
+        assert told.startswith("error unavailable "), told
+        assert fault.outcome in told or AT_THE_LIMIT in told, told
+        is_right = fault.outcome in told or (fault.outcome == TIMED_OUT and AT_THE_LIMIT in told)
+        # After its answer the relay is there for a second at most, for the client to fetch it.
+        return added, (is_right and lingered <= 1 + ALLOWANCE_SECONDS) or (told, lingered)
+
+    hold_in_time(attempt)
+    assert [] == [proxy for proxy in fault.spared if proxy.requests]
+
+
+@pytest.mark.promise("faults.one-shot")
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_without_a_fault_the_same_one_shot_is_told_that_its_event_arrived(protocol, reporter):
+    """The command is the same and its report is accepted, so the faults make the difference."""
+    with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+        launch = Launch({**BASIC, **CONSENT, **environ})
+
+        def attempt():
+            before = len(server.requests)
+            added, lingered, told = compare(reporter, launch)
+            # Told of acceptance only if it came; under load the limit may have come first.
+            assert not told.startswith("ok ") or before + 1 == len(server.requests)
+            return added, (told.startswith("ok ") and lingered <= 1 + ALLOWANCE_SECONDS) or (told, lingered)
+
+        hold_in_time(attempt)
+
+
+@pytest.mark.promise("faults.one-shot")
+@pytest.mark.parametrize("files", [8, 9, 10, 11, 12, 16])
+def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
+    """At limits that let tbot itself run, status, output and time are the same, and what it is told is true."""
+
+    def prepare():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with OtlpHttpServer() as server:
+        launch = Launch({**BASIC, **CONSENT, "OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
+
+        def attempt():
+            before = len(server.requests)
+            added, lingered, told = compare(reporter, launch, preexec_fn=prepare)
+            assert not told.startswith("ok ") or before + 1 == len(server.requests)
+            return added, lingered <= 1 + ALLOWANCE_SECONDS or (told, lingered)
+
+        hold_in_time(attempt)
+
+
+def start_held(reporter, environ):
+    """A one-shot behind `run` that has not yet reported, and its launch."""
+    launch = Launch({**BASIC, **CONSENT, **environ})
+    script = 'echo working; read line; "$@"; status=$?; echo done; exit $status'
+    process = launch.start(["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7"])
+    assert "working\n" == process.stdout.readline()
+    return launch, process
+
+
+def take_memory(pid):
+    """Nothing more can be allocated by *pid*."""
+    resource.prlimit(pid, resource.RLIMIT_AS, (2**20, 2**20))
+
+
+def kill(pid):
+    """What the kernel does where memory runs out: the relay has offered itself."""
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.promise("faults.one-shot")
+@pytest.mark.parametrize("is_early", [True, False], ids=["early", "late"])
+@pytest.mark.parametrize("take", [take_memory, kill])
+def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, reporter):
+    """A relay that gets no memory, or is killed for it, costs the report at most, in the limit's time."""
+    with OtlpHttpServer() as server:
+
+        def attempt():
+            before = len(server.requests)
+            launch, process = start_held(reporter, {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
+            relay = launch.wait_for_relay()
+            if not is_early:
+                poll_until(lambda: len(os.listdir(f"/proc/{relay}/task")) > 3, waiting_for="the relay at its work")
+            take(relay)
+            began = time.monotonic()
+            out, err = process.communicate("\n", timeout=60)
+            added = time.monotonic() - began
+            told = read_outcome(out)
+            ended = time.monotonic()
+            poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=90)
+
+            assert (7, "") == (process.returncode, err)
+            assert ["done"] == without_telemetry(out)
+            assert not told.startswith("ok ") or before + 1 == len(server.requests)
+            return added, time.monotonic() - ended <= 1 + ALLOWANCE_SECONDS or (told, time.monotonic() - ended)
+
+        hold_in_time(attempt)
+
+
+@pytest.mark.promise("faults.daemon")
+def test_a_daemon_goes_on_beside_what_hangs_and_is_told_in_ten_seconds(reporter, tmp_path, cases, request):
+    """It works on meanwhile, hears `unavailable` at 10 s, and the relay leaves while it stays."""
+    request.getfixturevalue("_namespaces")
+    began = time.monotonic()
+    with ExitStack() as stack:
+        started = {}
+        for name in HANGING:
+            folder = tmp_path / name.replace(" ", "-")
+            folder.mkdir()
+            fault = stack.enter_context(FAULTS[name](folder))
+            launch = Launch({**BASIC, **CONSENT, **fault.environ})
+            command = [reporter, "-exit-code", "7", "-wait", "30s", "-until-stdin-closes"]
+            started[name] = launch, launch.start(command, launcher=(*fault.before, *LAUNCHER))
+        assert all(process.poll() is None for _, process in started.values())
+        for name, (launch, process) in started.items():
+            told = process.stdout.readline()
+            elapsed = time.monotonic() - began
+
+            assert told.startswith("error unavailable "), (name, told)
+            assert TIMED_OUT in told or AT_THE_LIMIT in told, (name, told)
+            assert elapsed <= DAEMON_SECONDS + 2, (name, elapsed)
+            poll_until(lambda launch=launch: not launch.relays(), waiting_for="the relay's end", deadline_seconds=3)
+            assert process.poll() is None, name
+        for launch, process in started.values():
+            out, err = process.communicate("")
+            assert (7, "", "") == (process.returncode, out, err)
+            launch.wait_for_end()
+            cases.add()
+
+
+_EMIT = """
+import resource, sys, time
+from otel_tbot import TbotStart, emit
+if sys.argv[1] == "no descriptors":
+    from otel_tbot import sending
+    import os
+    sending.load(os.environ)
+    used = len(os.listdir("/proc/self/fd")) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
+began = time.monotonic()
+outcome = emit(TbotStart(run_mode="one-shot"))
+print(outcome.value, time.monotonic() - began)
+"""
+
+
+def call_emit(environ, before=(), mode="-"):
+    """What one call of emit became, the seconds that it took, and what the process wrote."""
+    finished = subprocess.run(
+        [*before, sys.executable, "-P", "-c", _EMIT, mode],
+        env={**BASIC, **CONSENT, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert 0 == finished.returncode, finished.stderr
+    outcome, _, seconds = finished.stdout.strip().rpartition(" ")
+    assert "Traceback" not in finished.stderr
+    return outcome, float(seconds)
+
+
+@pytest.mark.promise("faults.emit")
+@pytest.mark.parametrize("fault", FAULTS, indirect=True)
+def test_a_call_of_emit_keeps_its_deadline_beside_a_fault_and_tells_the_truth(fault):
+    """It returns the true outcome within its deadline plus 0.25 s, imports included."""
+
+    def attempt():
+        outcome, seconds = call_emit(fault.environ, fault.before)
+        assert outcome in (fault.outcome, TIMED_OUT)
+        return seconds, outcome == fault.outcome or outcome
+
+    hold_in_time(attempt)
+    assert [] == [proxy for proxy in fault.spared if proxy.requests]
+
+
+@pytest.mark.promise("faults.emit")
+def test_without_a_fault_the_same_call_is_accepted_and_without_descriptors_it_is_not():
+    """A process that has no descriptor left sends nothing, and says so; the same with one sends."""
+    with OtlpHttpServer() as server:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
+        accepted, _ = call_emit(environ | {"OTEL_TBOT_TIMEOUT": "60000"})
+        refused, _ = call_emit(environ | {"OTEL_TBOT_TIMEOUT": "60000"}, mode="no descriptors")
+
+        assert ("accepted", UNREACHABLE) == (accepted, refused)
+        assert 1 == len(server.requests)

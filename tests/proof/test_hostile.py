@@ -1,0 +1,446 @@
+"""Promise 5: hostile input is refused. No crash, no word of it in an answer or a log, and a good report is served after."""
+
+import asyncio
+import base64
+import gzip
+import json
+import os
+import re
+import resource
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from otel_tbot import settings as otel_settings
+from otel_tbot.errors import EventError, TbotConfigError
+from otel_tbot.event import ATTRIBUTES, TbotStart
+from otel_tbot.outcome import Outcome
+from otel_tbot.report import to_report
+from otel_tbot.service import MAX_REQUEST_BYTES, build_application
+from otel_tbot.tbot_config import StartFlags, parse_config, read_event
+from tests.bridging import PROCEDURE, BridgeProcess
+from tests.launching import CONSENT, LAUNCHER, Launch
+from tests.polling import poll_until
+from tests.proof.asgi import PROTO, call
+from tests.proof.mutation import CANARY, Mutator, draw_seeds
+from tests.servers import OtlpGrpcServer, OtlpHttpServer
+from tests.test_relay import Command
+
+SECRET = "/0123456789abcdef0123456789abcdef"
+
+# Source: Connect protocol, "Error Codes".
+HTTP_STATUS = {
+    "canceled": 499,
+    "unknown": 500,
+    "invalid_argument": 400,
+    "deadline_exceeded": 504,
+    "not_found": 404,
+    "already_exists": 409,
+    "permission_denied": 403,
+    "resource_exhausted": 429,
+    "failed_precondition": 400,
+    "aborted": 409,
+    "out_of_range": 400,
+    "unimplemented": 501,
+    "internal": 500,
+    "unavailable": 503,
+    "data_loss": 500,
+    "unauthenticated": 401,
+}
+# What the service answers a bad request with, and no other code: the documented ones.
+CODES = {"invalid_argument", "resource_exhausted", "unimplemented", "deadline_exceeded", "canceled", "unavailable"}
+PLAIN = {404, 405, 415}
+
+
+def check_answer(answered, sent):
+    """One answer is one of the documented, in the protocol's form, and tells nothing of what was sent."""
+    assert CANARY.encode() not in answered.body, sent
+    assert CANARY not in str(answered.headers), sent
+    assert b"Traceback" not in answered.body, sent
+    if answered.status == 200:
+        assert answered.body in (b"", b"{}") or answered.headers.get("content-encoding") == "gzip", sent
+    elif answered.status in PLAIN and not answered.body:
+        pass
+    else:
+        assert "application/json" == answered.headers["content-type"], sent
+        body = answered.body
+        error = json.loads(gzip.decompress(body) if answered.headers.get("content-encoding") == "gzip" else body)
+        assert set(error) <= {"code", "message"}, sent
+        assert error["code"] in CODES, sent
+        assert HTTP_STATUS[error["code"]] == answered.status, sent
+
+
+class Counted:
+    """The service with a delivery that counts and checks what comes through."""
+
+    def __init__(self):
+        self.events = []
+        self.application = build_application(self.deliver, path_prefix=SECRET)
+
+    async def deliver(self, event):
+        self.events.append(event)
+        attributes = event.attributes()
+        assert all(a.allows(attributes[a.key]) for a in ATTRIBUTES if a.key in attributes)
+        return Outcome.ACCEPTED
+
+
+def a_report():
+    """A good report's bytes."""
+    return to_report(TbotStart(run_mode="daemon", version="18.4.1")).SerializeToString()
+
+
+@pytest.mark.promise("hostile.messages")
+@pytest.mark.parametrize("seed", draw_seeds(8))
+def test_mutated_messages_get_a_documented_answer(seed, cases, caplog):
+    """Thousands of requests, nearly good and not: each answer is a documented one, and nothing is written or kept."""
+    count = 10_000
+    mutator = Mutator(seed)
+    counted = Counted()
+    statuses = Counter()
+
+    async def submit():
+        for number in range(count):
+            sent = mutator.draw_request(SECRET + PROCEDURE)
+            answered = await call(
+                counted.application,
+                sent.body,
+                path=sent.path,
+                method=sent.method,
+                headers=[(name.lower(), value) for name, value in sent.headers],
+                pieces=sent.pieces,
+            )
+            check_answer(answered, f"seed {seed}, request {number}: {sent}")
+            statuses[answered.status] += 1
+            if number % 1000 == 999:
+                before = len(counted.events)
+                good = await call(counted.application, a_report(), path=SECRET + PROCEDURE)
+                assert (200, before + 1) == (good.status, len(counted.events))
+
+    began_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asyncio.run(submit())
+
+    assert [] == caplog.records
+    # Far from all may be refused at the door, or nothing was tried behind it.
+    assert {200, 400, 404, 405, 415, 429, 501} <= set(statuses)
+    assert statuses[200] > count / 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began_kib < 64 * 1024
+    cases.add(count)
+
+
+_TEXT = st.text(max_size=40)
+_REPORTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "distinct_id": st.one_of(st.uuids(version=4).map(str), st.uuids().map(str), _TEXT),
+        "start": st.fixed_dictionaries(
+            {},
+            optional={
+                "run_mode": st.integers(-(2**31), 2**31 - 1),
+                **{name: _TEXT for name in ("version", "join_type", "helper", "helper_version")},
+                **{
+                    f"destinations_{name}": st.integers(-(2**31), 2**31 - 1)
+                    for name in ("other", "database", "kubernetes", "application")
+                },
+            },
+        ),
+    },
+)
+
+
+@pytest.mark.promise("hostile.messages")
+def test_generated_messages_get_a_documented_answer(cases):
+    """Well-formed messages with any content: accepted with an event within its rules, or refused by name."""
+    from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
+
+    counted = Counted()
+
+    @settings(max_examples=3000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(fields=_REPORTS)
+    def submit(fields):
+        request = SubmitTbotEventRequest(distinct_id=fields.get("distinct_id", "").encode("utf-8", "replace").decode())
+        if "start" in fields:
+            for name, value in fields["start"].items():
+                setattr(request.start, name, value.encode("utf-8", "replace").decode() if isinstance(value, str) else value)
+            request.start.SetInParent()
+        answered = asyncio.run(call(counted.application, request.SerializeToString(), path=SECRET + PROCEDURE))
+        check_answer(answered, fields)
+        assert answered.status in (200, 400)
+        cases.add()
+
+    submit()
+    assert counted.events
+
+
+_PATIENCE_SECONDS = 0.2
+
+
+class Attack:
+    """Sends streams to a server of ours, over several connections at once, and keeps the statuses of what comes back."""
+
+    def __init__(self, port, seed):
+        self.port = port
+        self.mutator = Mutator(seed)
+        self.statuses = Counter()
+
+    def run(self, prefix, count):
+        """Sends *count* requests; a good one now and then."""
+        streams = [self.mutator.draw_stream(self.mutator.draw_request(prefix + PROCEDURE)) for _ in range(count)]
+        with ThreadPoolExecutor(8) as threads:
+            for status in threads.map(self.send, streams):
+                self.statuses[status] += 1
+
+    def send(self, stream):
+        """Sends bytes and reads the answer; the status, 0 for a connection just closed.
+
+        Where nothing comes for a while, the stream is an unfinished request, and this side says that no more will come.
+        """
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            received = b""
+            try:
+                connection.sendall(stream)
+                if not select.select([connection], [], [], _PATIENCE_SECONDS)[0]:
+                    connection.shutdown(socket.SHUT_WR)
+                while chunk := connection.recv(65536):
+                    received += chunk
+                    if not select.select([connection], [], [], 0.05)[0]:
+                        connection.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                assert not isinstance(error, TimeoutError), (self.mutator.seed, stream)
+        assert CANARY.encode() not in received, (self.mutator.seed, stream)
+        assert b"Traceback" not in received, (self.mutator.seed, stream)
+        # `Expect: 100-continue` has an answer before its answer.
+        found = re.match(rb"(?:HTTP/1\.1 100 Continue\r\n\r\n)?HTTP/1\.1 (\d{3}) ", received)
+        if received == b"HTTP/1.1 100 Continue\r\n\r\n":
+            return 0
+        assert found or not received, (self.mutator.seed, stream, received)
+        return int(found.group(1)) if found else 0
+
+
+DOCUMENTED_STATUSES = {0, 200, *PLAIN, *(HTTP_STATUS[code] for code in CODES)}
+
+
+@pytest.mark.promise("hostile.bridge")
+@pytest.mark.parametrize("seed", draw_seeds(4))
+def test_mutated_bytes_do_not_disturb_a_bridge(seed, cases):
+    """Over TCP: documented answers or a closed connection, bounded memory, an empty log, and good reports between."""
+    count = 4000
+    with OtlpHttpServer() as server:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "10000"}
+        with BridgeProcess(environ) as bridge:
+            attack = Attack(bridge.port, seed)
+            attack.run("", 500)
+            before_kib = bridge.memory_kib()
+            for _ in range(7):
+                attack.run("", 500)
+                assert 200 == send_good(bridge.port)
+            after_kib = bridge.memory_kib()
+
+    assert set(attack.statuses) <= DOCUMENTED_STATUSES
+    assert {0, 200, 400, 404, 405, 415} <= set(attack.statuses)
+    assert after_kib - before_kib < 32 * 1024
+    assert "" == bridge.written
+    cases.add(count)
+
+
+def send_good(port):
+    """Sends a good report and waits as long as it takes; the status."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(to_good_stream(PROCEDURE))
+        return int(connection.recv(65536).split()[1])
+
+
+def to_good_stream(path):
+    """A good report as bytes."""
+    body = a_report()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body
+
+
+@pytest.mark.promise("hostile.relay")
+@pytest.mark.parametrize("seed", draw_seeds(4))
+def test_mutated_bytes_do_not_disturb_a_relay(seed, cases):
+    """The relay refuses what has no secret path, whatever it is, in bounded memory, and then takes the report."""
+    count = 1400
+    with OtlpHttpServer() as server:
+        command = Command({"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "60000"})
+        command.wait_until_served()
+        attack = Attack(command.port, seed)
+        (relay,) = command.launch.relays()
+        attack.run("/00000000000000000000000000000000", 200)
+        before_kib = read_memory_kib(relay)
+        attack.run("/00000000000000000000000000000000", count - 200)
+        after_kib = read_memory_kib(relay)
+        assert not server.requests
+        event = TbotStart(run_mode="one-shot")
+        assert (200, "") == command.report(event)
+        out, err = command.process.communicate("undisturbed\n")
+        command.launch.wait_for_end()
+
+    assert (0, "undisturbed\n", "") == (command.process.returncode, out, err)
+    assert set(attack.statuses) <= DOCUMENTED_STATUSES - {200}
+    assert [[event.session_id]] == [request.session_ids for request in server.requests]
+    assert after_kib - before_kib < 32 * 1024
+    cases.add(count)
+
+
+def read_memory_kib(pid):
+    """Resident memory of *pid*."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return int(file.read().split("VmRSS:")[1].split()[0])
+
+
+@pytest.mark.promise("hostile.relay")
+@pytest.mark.parametrize("seed", draw_seeds(40))
+def test_mutated_reports_on_the_secret_path_are_refused_or_are_the_one_report(seed, cases):
+    """Behind the secret path too: refused with a documented answer, and at most one is ever taken and sent."""
+    mutator = Mutator(seed + 100_000)
+    with OtlpHttpServer() as server:
+        command = Command({"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "60000"})
+        path = "/" + command.address.rpartition("/")[2] + PROCEDURE
+        attack = Attack(command.port, seed)
+        tried = 0
+        for _ in range(10):
+            stream = mutator.draw_stream(mutator.draw_request(path))
+            try:
+                attack.statuses[attack.send(stream)] += 1
+            except ConnectionRefusedError:
+                break  # one of them was a report, and the relay has left
+            tried += 1
+        command.process.communicate()
+        command.launch.wait_for_end()
+        sent = [session_id for request in server.requests for session_id in request.session_ids]
+
+    assert set(attack.statuses) <= DOCUMENTED_STATUSES
+    assert len(sent) <= 1
+    assert attack.statuses[200] <= len(sent)
+    cases.add(tried)
+
+
+@pytest.mark.promise("hostile.files")
+@pytest.mark.parametrize("seed", draw_seeds(4))
+def test_hostile_files_are_a_configuration_or_an_error_of_one_line(seed, cases):
+    """Each is read, or refused with place, rule and remedy in one line that repeats nothing; none takes long."""
+    count = 3000
+    mutator = Mutator(seed)
+    results = Counter()
+    for number in range(count):
+        data = mutator.draw_file()
+        began = time.process_time()
+        try:
+            parse_config(data, place="tbot.yaml")
+            results["read"] += 1
+        except TbotConfigError as error:
+            text = str(error)
+            assert "\n" not in text, (seed, number, data)
+            assert text.startswith("tbot.yaml"), (seed, number, data)
+            assert CANARY not in text, (seed, number, data)
+            results["refused"] += 1
+        assert time.process_time() - began < 2, (seed, number, data)
+    assert results["read"] > count / 20
+    assert results["refused"] > count / 20
+    cases.add(count)
+
+
+@pytest.mark.promise("hostile.files")
+@pytest.mark.parametrize("seed", draw_seeds(30))
+def test_the_command_ends_with_2_or_0_for_a_hostile_file(seed, tmp_path):
+    """`preview` of a hostile file, by path and by variable: status 0 or 2, one line, no traceback."""
+    data = Mutator(seed + 500).draw_file()
+    path = tmp_path / "tbot.yaml"
+    path.write_bytes(data)
+    by_path = {"TBOT_CONFIG_PATH": str(path)}
+    by_value = {"TBOT_CONFIG": base64.b64encode(data).decode()}
+    ended = []
+    for more in (by_path, by_value):
+        environ = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **more}
+        finished = subprocess.run(
+            [LAUNCHER[0], "preview"], env=environ, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert finished.returncode in (0, 2), finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert 1 == finished.stderr.count("\n")
+        assert CANARY not in finished.stderr + finished.stdout
+        ended.append(finished.returncode)
+
+    assert ended[0] == ended[1] or not data
+
+
+@pytest.mark.promise("hostile.settings")
+@pytest.mark.parametrize("seed", draw_seeds(2))
+def test_hostile_settings_are_a_value_or_a_fault_of_one_line(seed, cases):
+    """Whatever the variables hold, each has a value within its rule; faults name the variable and repeat nothing."""
+    count = 6000
+    mutator = Mutator(seed)
+    names = sorted({name for setting in otel_settings.SETTINGS for signal in ("log", "span") for name in setting.variables(signal)})
+    faulty = 0
+    for number in range(count):
+        environ = {name: mutator.draw_setting() for name in mutator.random.sample(names, k=mutator.random.randrange(1, 6))}
+        for signal in ("log", "span"):
+            for plugin_signal in ("", signal):
+                for fault in otel_settings.find_faults(environ, plugin_signal=plugin_signal):
+                    assert fault.partition(":")[0] in names, (seed, number, environ)
+                    assert CANARY not in fault and "\n" not in fault, (seed, number, environ)
+                    faulty += 1
+            assert otel_settings.resolve_protocol(environ, signal) in otel_settings.PROTOCOLS
+            endpoint = otel_settings.resolve_endpoint(environ, signal)
+            assert bool(endpoint) == otel_settings.has_endpoint(environ, signal)
+            assert endpoint.isprintable() and endpoint.isascii(), (seed, number, environ)
+            assert 1 <= otel_settings.TIMEOUT.resolve(environ, signal) <= 999_999
+            assert 0 < otel_settings.EXPORT_TIMEOUT.resolve(environ, signal) <= 600
+            for name, value in otel_settings.HEADERS.resolve(environ, signal):
+                assert name.isascii() and "\n" not in name + value and "\r" not in name + value, (seed, number, environ)
+    assert faulty > count / 4
+    cases.add(count)
+
+
+@pytest.mark.promise("hostile.settings")
+@pytest.mark.parametrize("seed", draw_seeds(25))
+def test_hostile_settings_keep_no_command_from_running(seed, reporter):
+    """Behind `run` the command starts, with one line at most, and nothing of a value in it."""
+    mutator = Mutator(seed + 900)
+    names = sorted({name for setting in otel_settings.SETTINGS for name in setting.variables("log")})
+    environ = {name: mutator.draw_setting() for name in mutator.random.sample(names, k=4)}
+    # Nothing is sent anywhere else by a value that names another host.
+    environ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"] = "http://127.0.0.1:9/" + mutator.random.choice(("", "x?y", "%zz", "a b"))
+    environ["OTEL_TBOT_TIMEOUT"] = mutator.random.choice(("500", "-1", "1e3"))
+    launch = Launch({"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **CONSENT, **environ})
+    finished = launch.run([reporter, "-oneshot", "-exit-code", "7"], errors="surrogateescape")
+    launch.wait_for_end()
+
+    assert 7 == finished.returncode
+    assert finished.stdout.startswith("error unavailable ")
+    assert finished.stderr.count("\n") <= 1
+    assert CANARY not in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.promise("hostile.files")
+@pytest.mark.parametrize("seed", draw_seeds(1))
+def test_hostile_variables_of_tbot_are_an_event_or_an_error(seed, cases):
+    """TBOT_CONFIG, the helper's variables and flags with any text: an event within its rules, or an error of one line."""
+    mutator = Mutator(seed)
+    results = Counter()
+    for number in range(1000):
+        environ = {
+            "TBOT_CONFIG": mutator.random.choice(("", mutator.draw_text(), base64.b64encode(mutator.draw_file()).decode())),
+            "_TBOT_TELEMETRY_HELPER": mutator.draw_text(),
+            "_TBOT_TELEMETRY_HELPER_VERSION": mutator.draw_text(),
+        }
+        try:
+            event = read_event(StartFlags(), environ, version=mutator.draw_text())
+            attributes = event.attributes()
+            assert all(a.allows(attributes[a.key]) for a in ATTRIBUTES if a.key in attributes), (seed, number, environ)
+            results["event"] += 1
+        except (TbotConfigError, EventError) as error:
+            assert CANARY not in str(error) and "\n" not in str(error), (seed, number, environ)
+            results["error"] += 1
+    assert results["event"] > 100 < results["error"]
+    cases.add(1000)
