@@ -143,11 +143,13 @@ class OtlpGrpcServer:
     ) -> None:
         self.requests: list[Received] = []
         self.deadlines: list[float | None] = []
+        self.peers: list[str] = []
         server = self
 
         def answer(request: Message, context: grpc.ServicerContext, path: str, response: Any) -> Any:
             headers = {key.lower(): str(value) for key, value in context.invocation_metadata()}
             server.deadlines.append(context.time_remaining())
+            server.peers.append(context.peer())
             server.requests.append(Received(path, headers, request))
             if gate is not None:
                 gate.wait(_HANG_SECONDS)

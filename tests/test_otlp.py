@@ -67,6 +67,15 @@ def server_of(protocol: str) -> OtlpGrpcServer | OtlpHttpServer:
     return OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer()
 
 
+def test_no_two_senders_share_a_connection():
+    """gRPC would keep one for the next sender of the same process and target, and so join two starts."""
+    with OtlpGrpcServer() as server:
+        for _ in range(30):
+            assert Outcome.ACCEPTED is send(environ_of(server.url, protocol="grpc"))
+
+    assert 30 == len(set(server.peers))
+
+
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_what_is_left_of_the_deadline_is_not_sent(signal):
     """gRPC would tell the collector how much time is left, and with it how fast this machine came so far."""
