@@ -30,6 +30,10 @@ test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real Open
 	@$(BIN)/python -m coverage combine --quiet
 	$(if $(TESTS),,$(BIN)/python -m tests.check_coverage)
 
+.PHONY: proof
+proof: $(VENV)/.developed reporter ## Try every promise of docs/privacy.md against the built wheel, and print a table
+	@$(BIN)/python -m tests.proof --numprocesses=2 --dist=worksteal $(PROOF)
+
 .PHONY: check
 check: lint types docs-check ## Run every check that runs no product code
 

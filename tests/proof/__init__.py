@@ -1,1 +1,1 @@
-"""The proof: what `make proof` runs against the installed wheel; docs/privacy.md says which test holds which promise."""
+"""What `make proof` runs against the installed wheel; docs/privacy.md says which test holds which promise."""

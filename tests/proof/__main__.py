@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build() -> Path:
-    """Builds the wheel twice, the second time from a copy elsewhere with other times and modes; the first one's path."""
+    """Builds the wheel twice, the second time elsewhere with other times and modes; the first one's path."""
     copy = FOLDER / "copy"
     listed = subprocess.run(["git", "ls-files", "-z", *_SOURCE], cwd=CHECKOUT, capture_output=True, check=True)
     for name in listed.stdout.decode().split("\0"):
@@ -61,7 +61,8 @@ def build() -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(CHECKOUT / name, target)
             os.utime(target, (0, 10**9))
-            target.chmod(0o600)
+            # What is executable is part of the source; who may read it is not.
+            target.chmod(0o700 if os.access(CHECKOUT / name, os.X_OK) else 0o600)
     for source, folder in ((CHECKOUT, WHEELS / "1"), (copy, WHEELS / "2")):
         _run([sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, source])
     (wheel,) = (WHEELS / "1").glob("*.whl")

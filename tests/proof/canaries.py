@@ -6,39 +6,52 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# What OpenTelemetry, requests, grpc, Kubernetes, cloud detectors, CI systems, shells and Teleport read or set. Values are
-# a form with the canary in it, so that a reader that checks the form takes it.
+# What OpenTelemetry, requests, grpc, Kubernetes, cloud detectors, CI systems, shells and Teleport read or set. Where a
+# reader checks the form of a value, _FORMS has it.
 PLAIN_VARIABLES = (
     # Shell, session and container.
     *("HOSTNAME", "HOST", "COMPUTERNAME", "USERDOMAIN", "LOGNAME", "USER", "USERNAME", "SUDO_USER", "MAIL", "EMAIL"),
-    *("DEBFULLNAME", "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "DOMAINNAME", "CONTAINER_ID", "CONTAINER_NAME", "SSH_CLIENT"),
+    *("DEBFULLNAME", "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "DOMAINNAME", "CONTAINER_ID", "CONTAINER_NAME"),
+    *("SSH_CLIENT",),
     *("SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK", "INVOCATION_ID", "JOURNAL_STREAM", "MACHINE_ID", "XDG_SESSION_ID"),
     # OpenTelemetry.
-    *("OTEL_SERVICE_NAME", "OTEL_SERVICE_NAMESPACE", "OTEL_PYTHON_ID_GENERATOR_CANARY", "OTEL_NODE_NAME", "OTEL_POD_NAME"),
+    *("OTEL_SERVICE_NAME", "OTEL_SERVICE_NAMESPACE", "OTEL_PYTHON_ID_GENERATOR_CANARY", "OTEL_NODE_NAME"),
+    *("OTEL_POD_NAME",),
     *("OTEL_BSP_CANARY", "TRACEPARENT", "TRACESTATE", "BAGGAGE", "OTEL_TRACE_PARENT", "TRACE_ID", "TRACEID"),
     # Kubernetes.
-    *("KUBERNETES_SERVICE_HOST", "KUBERNETES_PORT", "K8S_NODE_NAME", "NODE_NAME", "POD_NAME", "POD_NAMESPACE", "POD_UID"),
-    *("POD_IP", "HOST_IP", "NAMESPACE", "K8S_CLUSTER_NAME", "CLUSTER_NAME", "KUBECONFIG", "MY_POD_NAME", "CONTAINER_IMAGE"),
+    *("KUBERNETES_SERVICE_HOST", "KUBERNETES_PORT", "K8S_NODE_NAME", "NODE_NAME", "POD_NAME", "POD_NAMESPACE"),
+    *("POD_UID",),
+    *("POD_IP", "HOST_IP", "NAMESPACE", "K8S_CLUSTER_NAME", "CLUSTER_NAME", "KUBECONFIG", "MY_POD_NAME"),
+    *("CONTAINER_IMAGE",),
     # Clouds.
-    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
-    *("AWS_ROLE_ARN", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_LOG_STREAM_NAME", "AWS_EXECUTION_ENV", "_X_AMZN_TRACE_ID"),
-    *("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "GCP_PROJECT"),
-    *("GOOGLE_APPLICATION_CREDENTIALS", "K_SERVICE", "K_REVISION", "K_CONFIGURATION", "FUNCTION_NAME", "FUNCTION_TARGET"),
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_PROFILE",),
+    *("AWS_ROLE_ARN", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_LOG_STREAM_NAME", "AWS_EXECUTION_ENV"),
+    *("_X_AMZN_TRACE_ID",),
+    *("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"),
+    *("GCP_PROJECT",),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "K_SERVICE", "K_REVISION", "K_CONFIGURATION", "FUNCTION_NAME"),
+    *("FUNCTION_TARGET",),
     *("GAE_SERVICE", "GAE_INSTANCE", "GAE_VERSION", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_SUBSCRIPTION_ID"),
-    *("WEBSITE_SITE_NAME", "WEBSITE_HOSTNAME", "WEBSITE_INSTANCE_ID", "WEBSITE_RESOURCE_GROUP", "REGION_NAME", "FLY_APP_NAME"),
+    *("WEBSITE_SITE_NAME", "WEBSITE_HOSTNAME", "WEBSITE_INSTANCE_ID", "WEBSITE_RESOURCE_GROUP", "REGION_NAME"),
+    *("FLY_APP_NAME",),
     *("FLY_ALLOC_ID", "DYNO", "HEROKU_APP_NAME", "HEROKU_DYNO_ID", "RENDER_INSTANCE_ID", "RAILWAY_PROJECT_ID"),
     # CI.
-    *("CI", "GITHUB_REPOSITORY", "GITHUB_ACTOR", "GITHUB_RUN_ID", "GITHUB_SHA", "GITHUB_REF", "GITHUB_TOKEN", "GITHUB_JOB"),
+    *("CI", "GITHUB_REPOSITORY", "GITHUB_ACTOR", "GITHUB_RUN_ID", "GITHUB_SHA", "GITHUB_REF", "GITHUB_TOKEN"),
+    *("GITHUB_JOB",),
     *("GITHUB_SERVER_URL", "GITHUB_WORKSPACE", "RUNNER_NAME", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "GITLAB_USER_LOGIN"),
-    *("CI_PROJECT_PATH", "CI_JOB_ID", "CI_JOB_TOKEN", "CI_SERVER_URL", "CI_RUNNER_ID", "CI_COMMIT_SHA", "CIRCLE_PROJECT_REPONAME"),
-    *("CIRCLE_BUILD_NUM", "CIRCLE_OIDC_TOKEN", "BUILDKITE_AGENT_NAME", "BUILDKITE_BUILD_ID", "JENKINS_URL", "BUILD_TAG"),
+    *("CI_PROJECT_PATH", "CI_JOB_ID", "CI_JOB_TOKEN", "CI_SERVER_URL", "CI_RUNNER_ID", "CI_COMMIT_SHA"),
+    *("CIRCLE_PROJECT_REPONAME",),
+    *("CIRCLE_BUILD_NUM", "CIRCLE_OIDC_TOKEN", "BUILDKITE_AGENT_NAME", "BUILDKITE_BUILD_ID", "JENKINS_URL"),
+    *("BUILD_TAG",),
     *("JOB_NAME", "NODE_LABELS", "SYSTEM_TEAMPROJECT", "BUILD_REPOSITORY_NAME", "AGENT_NAME", "BITBUCKET_REPO_SLUG"),
     *("BITBUCKET_BUILD_NUMBER", "SPACELIFT_RUN_ID", "TF_WORKSPACE", "TFC_RUN_ID", "DRONE_REPO", "TRAVIS_REPO_SLUG"),
     # Teleport and tbot, as far as they change no event.
     *("TELEPORT_PROXY", "TELEPORT_AUTH_SERVER", "TELEPORT_CLUSTER", "TELEPORT_USER", "TELEPORT_SITE", "TELEPORT_HOME"),
     *("TELEPORT_BOT_TOKEN", "TELEPORT_IDENTITY_FILE"),
     # requests, urllib3 and grpc.
-    *("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSLKEYLOGFILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "GRPC_BINARY_LOG_FILTER"),
+    *("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSLKEYLOGFILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
+    *("GRPC_BINARY_LOG_FILTER",),
     *("GRPC_PROXY_EXP", "NO_GRPC_PROXY", "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS"),
 )  # fmt: skip
 _FORMS = {
@@ -71,7 +84,14 @@ class Canaries:
             environ[name] = form.format(word, hex32=word[1:].ljust(32, "a"), hex16=word[1:17])
         # In hexadecimal alone, as trace ids are.
         self.words["TRACEPARENT"] = environ["TRACEPARENT"][3:23]
-        keys = ("host.name", "host.id", "k8s.pod.name", "k8s.cluster.name", "service.instance.id", "process.command_line")
+        keys = (
+            "host.name",
+            "host.id",
+            "k8s.pod.name",
+            "k8s.cluster.name",
+            "service.instance.id",
+            "process.command_line",
+        )
         attributes = {key: self.make(f"OTEL_RESOURCE_ATTRIBUTES {key}") for key in keys}
         proxy = f"http://{self.make('proxy user')}:{self.make('proxy password')}@127.0.0.1:1/"
         environ |= {
@@ -79,7 +99,9 @@ class Canaries:
             "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "*",
             "OTEL_PROPAGATORS": "tracecontext,baggage",
             "OTEL_TRACES_SAMPLER": "always_on",
-            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "grpc_proxy"), proxy),
+            **dict.fromkeys(
+                ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "grpc_proxy"), proxy
+            ),
             "NO_PROXY": "",
         }
         return {name: value for name, value in environ.items() if value or name == "NO_PROXY"}
@@ -97,7 +119,9 @@ class Canaries:
             "debug": False,
             "diag_addr": f"127.0.0.1:0#{make('diag_addr')}",
             "credential_ttl": make("credential_ttl"),
-            "join_uri": f"tbot+proxy+iam://{make('join_uri token')}:{make('join_uri parameter')}@{make('join_uri host')}.test:443",
+            "join_uri": (
+                f"tbot+proxy+iam://{make('join_uri token')}:{make('join_uri parameter')}@{make('join_uri host')}.test:443"
+            ),
             "onboarding": {
                 "token": make("token"),
                 "ca_path": f"/{make('ca_path')}",
@@ -108,14 +132,14 @@ class Canaries:
             },
             "storage": {"type": "directory", "path": f"/{make('storage path')}"},
             "outputs": [
-                {"type": "identity", "destination": {"type": "directory", "path": f"/{make('path')}"}, "cluster": make("cluster")},
-                {"type": "database", "service": make("service"), "username": make("username"), "database": make("database")},
+                {"type": "identity", "destination": {"path": f"/{make('path')}"}, "cluster": make("cluster")},
+                {"type": "database", "service": make("service"), "username": make("username"), "x": make("database")},
                 {"type": "kubernetes", "kubernetes_cluster": make("kubernetes_cluster"), "roles": [make("role")]},
                 {"type": "application", "app_name": make("app_name")},
                 {"type": make("type"), "name": make("name"), make("key"): make("value")},
             ],
             "services": [
-                {"type": "spiffe-workload-api", "listen": f"unix:///{make('listen')}", "svids": [{"path": make("svid"), "hint": make("hint")}]},
+                {"type": "spiffe-workload-api", "listen": f"unix:///{make('listen')}", "svids": [{"path": make("svid")}]},
                 {"type": "database-tunnel", "listen": f"tcp://{make('tunnel')}:1", "service": make("tunnel service")},
             ],
             make("unknown key"): make("unknown value"),

@@ -43,9 +43,12 @@ class Mutator:
     def draw_text(self) -> str:
         """A text that is awkward somewhere."""
         return self.random.choice((
-            *("", " ", "\0", "\n", "\r\nX: y", "\t", "\x7f", "\x1b[31m", "\u202e", "\ufeff", "\U0001f600", "%", "%00", "%s"),
-            *("{}", "${HOME}", "$(id)", "`id`", "../../etc/passwd", "//", "\\", "'", '"', "<!--", "NaN", "inf", "-0", "1e999"),
-            *("9" * 400, "a" * 5000, "0x10", "1_000", "\u0661", "null", "true", "~", "*a", "&a", "!!python/object:os.system"),
+            *("", " ", "\0", "\n", "\r\nX: y", "\t", "\x7f", "\x1b[31m", "\u202e", "\ufeff", "\U0001f600", "%"),
+            *("%00", "%s"),
+            *("{}", "${HOME}", "$(id)", "`id`", "../../etc/passwd", "//", "\\", "'", '"', "<!--", "NaN", "inf"),
+            *("-0", "1e999"),
+            *("9" * 400, "a" * 5000, "0x10", "1_000", "\u0661", "null", "true", "~", "*a", "&a"),
+            *("!!python/object:os.system",),
             *(CANARY, f"http://{CANARY}", f"tbot+proxy+iam://{CANARY}@{CANARY}:1"),
         ))  # fmt: skip
 
@@ -67,7 +70,9 @@ class Mutator:
                 case 4:
                     del damaged[place:]
                 case 5:
-                    damaged[place:end] = self.random.choice((b"\xff" * 10, b"\x80" * 9 + b"\x01", b"\0" * 8, b"\x7f" * 4))
+                    damaged[place:end] = self.random.choice(
+                        (b"\xff" * 10, b"\x80" * 9 + b"\x01", b"\0" * 8, b"\x7f" * 4)
+                    )
                 case 6:
                     damaged[place:place] = self.draw_field()
                 case _:
@@ -94,7 +99,9 @@ class Mutator:
 
     def draw_request(self, procedure: str) -> Sent:
         """A request to *procedure*: most are nearly good, so that they come far."""
-        report = to_report(TbotStart(run_mode=self.random.choice(("one-shot", "daemon")), version="18.4.1", helper="a:b"))
+        report = to_report(
+            TbotStart(run_mode=self.random.choice(("one-shot", "daemon")), version="18.4.1", helper="a:b")
+        )
         sent = Sent(
             "POST",
             procedure,
@@ -123,7 +130,9 @@ class Mutator:
                 return replace(sent, headers=self.draw_headers(sent.headers))
             case 5:
                 pack = self.random.choice((gzip.compress, zlib.compress, bytes))
-                encoding = self.random.choice((b"gzip", b"br", b"zstd", b"identity", b"deflate", b"GZIP", b"gzip, gzip", b""))
+                encoding = self.random.choice(
+                    (b"gzip", b"br", b"zstd", b"identity", b"deflate", b"GZIP", b"gzip, gzip", b"")
+                )
                 return replace(sent, body=pack(sent.body), headers=(*sent.headers, (b"content-encoding", encoding)))
             case 6:
                 methods = ("GET", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "post", "\u0130", "")
@@ -131,7 +140,13 @@ class Mutator:
             case 7:
                 ends = ("/", "x", "?a=b", "/../x", "%2f", "//", ";v=1", "\udcff", "\0", "#", "é", CANARY)
                 place = self.random.randrange(len(sent.path) + 1)
-                paths = (sent.path + self.random.choice(ends), sent.path[:place], sent.path.upper(), "/" + sent.path, "")
+                paths = (
+                    sent.path + self.random.choice(ends),
+                    sent.path[:place],
+                    sent.path.upper(),
+                    "/" + sent.path,
+                    "",
+                )
                 return replace(sent, path=self.random.choice(paths))
             case _:
                 size = self.random.choice((16 * 1024, 16 * 1024 + 1, 64 * 1024, 0))
@@ -140,14 +155,18 @@ class Mutator:
     def draw_header(self) -> tuple[bytes, bytes]:
         """A header that means something to somebody, with a value that seldom does."""
         name = self.random.choice((
-            *(b"connect-timeout-ms", b"connect-protocol-version", b"content-encoding", b"accept-encoding", b"content-type"),
+            *(b"connect-timeout-ms", b"connect-protocol-version", b"content-encoding", b"accept-encoding"),
+            *(b"content-type",),
             *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", b"te", b"host", b"cookie"),
             *(b"traceparent", b"x-forwarded-for", b"x-bin", b"grpc-timeout", b"authorization", b"trailer", b"x"),
         ))  # fmt: skip
         value = self.random.choice((
-            *(b"", b"0", b"1", b"2", b"-1", b"1.5", b"99999999999", b"9" * 5000, b"abc", b" 5", b"5 ", b"gzip", b"identity", b"br"),
-            *(b"*", b"gzip;q=0", b",", b"chunked", b"100-continue", b"h2c", b"websocket", b"close", b"\xff\xfe", b"\xc3\x28"),
-            *(b"application/grpc", b"application/connect+proto", b"text/plain", b"application/proto; charset=utf-8", CANARY.encode()),
+            *(b"", b"0", b"1", b"2", b"-1", b"1.5", b"99999999999", b"9" * 5000, b"abc", b" 5", b"5 ", b"gzip"),
+            *(b"identity", b"br"),
+            *(b"*", b"gzip;q=0", b",", b"chunked", b"100-continue", b"h2c", b"websocket", b"close", b"\xff\xfe"),
+            *(b"\xc3\x28",),
+            *(b"application/grpc", b"application/connect+proto", b"text/plain"),
+            *(b"application/proto; charset=utf-8", CANARY.encode()),
         ))  # fmt: skip
         return name, value
 
@@ -169,14 +188,17 @@ class Mutator:
     def draw_json(self, fields: dict[str, object]) -> bytes:
         """*fields* as JSON that is wrong somewhere, in form or in content."""
         values: Sequence[object] = (
-            *(None, True, -1, 2**31, 2**63, 1e300, "", "1", CANARY, [], {}, [[]], {"start": {}}, "\ud800", "RUN_MODE_DAEMON"),
+            *(None, True, -1, 2**31, 2**63, 1e300, "", "1", CANARY, [], {}, [[]], {"start": {}}, "\ud800"),
+            *("RUN_MODE_DAEMON",),
             *("99999999-9999-9999-9999-999999999999", str(uuid.uuid1()), "2026-01-01T00:00:00Z", "x" * 20_000),
         )  # fmt: skip
         match self.random.randrange(7):
             case 0:
                 return json.dumps(fields).encode()
             case 1:
-                fields[self.random.choice(("distinctId", "timestamp", "start", "event", CANARY))] = self.random.choice(values)
+                fields[self.random.choice(("distinctId", "timestamp", "start", "event", CANARY))] = self.random.choice(
+                    values
+                )
             case 2:
                 start = fields["start"]
                 assert isinstance(start, dict)
@@ -190,7 +212,9 @@ class Mutator:
             case 5:
                 return self.damage(json.dumps(fields).encode())
             case _:
-                return self.random.choice((b"", b"null", b"[]", b'""', b"0", b"{", b"\xef\xbb\xbf{}", b"{}\0", b"\xff\xfe{\0}\0"))
+                return self.random.choice(
+                    (b"", b"null", b"[]", b'""', b"0", b"{", b"\xef\xbb\xbf{}", b"{}\0", b"\xff\xfe{\0}\0")
+                )
         return json.dumps(fields).encode()
 
     def draw_stream(self, sent: Sent) -> bytes:
@@ -219,7 +243,9 @@ class Mutator:
             case 1:
                 return stream.replace(b"\r\n", b"\n")
             case 2:
-                return stream.replace(b"HTTP/1.1", self.random.choice((b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"", b"\0")), 1)
+                return stream.replace(
+                    b"HTTP/1.1", self.random.choice((b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"", b"\0")), 1
+                )
             case 3:
                 return stream + self.damage(stream)
             case 4:
@@ -234,7 +260,9 @@ class Mutator:
             case 0 | 1 | 2:
                 return self.damage(good.encode())
             case 3:
-                key = self.random.choice(("version", "outputs", "services", "onboarding", "oneshot", "destinations", "join_uri"))
+                key = self.random.choice(
+                    ("version", "outputs", "services", "onboarding", "oneshot", "destinations", "join_uri")
+                )
                 value = self.random.choice(_ODD_VALUES)
                 return f"version: v2\n{key}: {value}\n".encode()
             case 4:
@@ -243,7 +271,9 @@ class Mutator:
                 depth = self.random.choice((3, 63, 64, 65, 2000))
                 return b"version: v2\noutputs: " + b"[" * depth + b"]" * self.random.choice((depth, 0))
             case 6:
-                lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, self.random.randrange(2, 9))]
+                lines = [
+                    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, self.random.randrange(2, 9))
+                ]
                 return "\n".join(("a0: &a0 [x]", *lines, f"outputs: *a{len(lines)}")).encode()
             case _:
                 return self.draw_bytes(400)
@@ -251,8 +281,10 @@ class Mutator:
     def draw_setting(self) -> str:
         """The text of a variable: one that means something, damaged, or an awkward one."""
         good = self.random.choice((
-            *("http://127.0.0.1:4318", "https://[::1]:4317/v1/logs?a=b#c", "127.0.0.1:4317", "user:pw@host:1", "grpc", "http/json"),
-            *("http/protobuf", "a=b,c=d", "authorization=Bearer%20x", "gzip", "none", "1000", "0.5", "log", "span", "true"),
+            *("http://127.0.0.1:4318", "https://[::1]:4317/v1/logs?a=b#c", "127.0.0.1:4317", "user:pw@host:1"),
+            *("grpc", "http/json"),
+            *("http/protobuf", "a=b,c=d", "authorization=Bearer%20x", "gzip", "none", "1000", "0.5", "log", "span"),
+            *("true",),
         ))  # fmt: skip
         match self.random.randrange(4):
             case 0:
@@ -268,15 +300,17 @@ class Mutator:
 
 
 _FILES = (
-    "version: v2\noneshot: true\nonboarding:\n  join_method: iam\noutputs:\n- type: identity\n- type: database\n  service: x\n",
+    "version: v2\noneshot: true\nonboarding:\n  join_method: iam\noutputs:\n- type: identity\n- {type: database, x: y}\n",
     "version: v2\nservices:\n- {type: database-tunnel}\n- &s {type: application-proxy}\noutputs: [*s, <<: *s]\n",
     "destinations:\n- directory: /x\n  kubernetes_cluster: k\n- app: {name: a}\n- database: {service: d}\n",
     f"version: v1\nonboarding: {{token: {CANARY}, join_method: token}}\n",
     f"version: v2\njoin_uri: tbot+proxy+github://{CANARY}:x@{CANARY}.test:443\n",
 )
 _ODD_VALUES = (
-    *("", "{}", "[]", "[{}]", "[[]]", "[null]", "'v2'", "3", "1e999", "~", "!!binary aGk=", "!!set {a}", "2026-01-01", "0x1"),
-    *("!!python/object/apply:os.system ['id']", "&a [*a]", "*missing", "{<<: {a: b}}", "{<<: [1]}", "? [a] : b", "|\n  x", ">"),
+    *("", "{}", "[]", "[{}]", "[[]]", "[null]", "'v2'", "3", "1e999", "~", "!!binary aGk=", "!!set {a}"),
+    *("2026-01-01", "0x1"),
+    *("!!python/object/apply:os.system ['id']", "&a [*a]", "*missing", "{<<: {a: b}}", "{<<: [1]}", "? [a] : b"),
+    *("|\n  x", ">"),
     *("[{type: [x]}]", "[{type: {}}]", "[{type: ''}]", "[{type: null}]", "{join_method: [x]}", "{join_method: {a: b}}"),
     *("'tbot+proxy+://@'", "'tbot+auth+iam://'", "'://'", "yes", "'yes'", "\t", "\u2028", "---", "...", "%YAML 9.9"),
 )  # fmt: skip

@@ -27,12 +27,18 @@ TRIALS = {
     "off.exceptions": Trial(promise=OFF, tried="each listed exception, and no more", least=5),
     "off.later": Trial(promise=OFF, tried="turned off, or on, after the start", least=12),
     "off.nowhere": Trial(promise=OFF, tried="no relay to be had: addresses connected to", least=10),
-    "anonymous.canaries": Trial(promise=ANONYMOUS, tried="canaries in all that names a host, searched on the wire", least=28),
-    "anonymous.exceptions": Trial(promise=ANONYMOUS, tried="each text that is meant to travel, in its place only", least=8),
+    "anonymous.canaries": Trial(
+        promise=ANONYMOUS, tried="canaries in all that names a host, searched on the wire", least=28
+    ),
+    "anonymous.exceptions": Trial(
+        promise=ANONYMOUS, tried="each text that is meant to travel, in its place only", least=8
+    ),
     "anonymous.same": Trial(promise=ANONYMOUS, tried="two hosts that differ in all: equal bytes", least=12),
     "anonymous.output": Trial(promise=ANONYMOUS, tried="canaries searched in stderr and log", least=28),
     "unlinkable.ids": Trial(promise=UNLINKABLE, tried="starts in a row, ids and connections compared", least=10_000),
-    "unlinkable.carried": Trial(promise=UNLINKABLE, tried="cookies, ETags, TLS tickets offered to each start", least=300),
+    "unlinkable.carried": Trial(
+        promise=UNLINKABLE, tried="cookies, ETags, TLS tickets offered to each start", least=300
+    ),
     "unlinkable.disk": Trial(promise=UNLINKABLE, tried="starts as processes, files compared", least=40),
     "documented.wire": Trial(promise=DOCUMENTED, tried="generated events, decoded from the wire", least=8_000),
     "hostile.messages": Trial(promise=HOSTILE, tried="generated and mutated requests, message level", least=80_000),

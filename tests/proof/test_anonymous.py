@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from google.protobuf.message import Message
@@ -40,8 +39,11 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
     config = directory / f"{word('name of the file')}.yaml"
     config.write_text(canaries.to_tbot_yaml())
     name, domain, user = word("host name"), f"{word('domain')}.test", word("user")
-    passwd = f"{user}:x:{os.getuid()}:{os.getgid()}:{word('full name')}:{home}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+    passwd = (
+        f"{user}:x:{os.getuid()}:{os.getgid()}:{word('full name')}:{home}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+    )
     session_id = host.new_session_id()
+    hardware = word("hardware address")
     event = {
         "run": [
             *("run", "--", str(tbot), "-oneshot", "-join-type", "iam", "-distinct-id", session_id),
@@ -54,8 +56,27 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
         ],
         "doctor": ["doctor"],
     }
-    names = ("User-Agent", "Cookie", "Referer", "Forwarded", "X-Forwarded-For", "X-Real-Ip", "Traceparent", "Tracestate")
-    names += ("Baggage", "Authorization", "Via", "X-Request-Id", "Host", "From", "Origin", "If-None-Match", "X-Amzn-Trace-Id")
+    names = (
+        "User-Agent",
+        "Cookie",
+        "Referer",
+        "Forwarded",
+        "X-Forwarded-For",
+        "X-Real-Ip",
+        "Traceparent",
+        "Tracestate",
+    )
+    names += (
+        "Baggage",
+        "Authorization",
+        "Via",
+        "X-Request-Id",
+        "Host",
+        "From",
+        "Origin",
+        "If-None-Match",
+        "X-Amzn-Trace-Id",
+    )
     return {
         "is_own": is_own,
         "way": way,
@@ -68,7 +89,7 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
         "directory": str(directory),
         "host_name": name,
         "domain": domain,
-        "hardware_address": f"02:{':'.join(canaries.make('hardware address')[1 + 2 * i : 3 + 2 * i] for i in range(5))}",
+        "hardware_address": "02:" + ":".join(hardware[1 + 2 * i : 3 + 2 * i] for i in range(5)),
         "files": {
             "/etc/machine-id": f"{word('machine id')[1:].ljust(32, '0')}\n",
             "/var/lib/dbus/machine-id": f"{word('machine id of dbus')[1:].ljust(32, '0')}\n",
@@ -81,7 +102,13 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
         },
         "headers": {name: word(f"client's {name}") for name in names},
         # PATH finds the interpreter as it is called on this host.
-        "environ": {**canaries.to_environ(), "HOME": str(home), "PWD": str(directory), "USER": user, "PATH": "/usr/bin:/bin"},
+        "environ": {
+            **canaries.to_environ(),
+            "HOME": str(home),
+            "PWD": str(directory),
+            "USER": user,
+            "PATH": "/usr/bin:/bin",
+        },
         "settings": {"OTEL_EXPORTER_OTLP_COMPRESSION": compression},
     }
 
@@ -125,7 +152,9 @@ _ROWS = [(way, protocol, signal) for way in WAYS for protocol in PROTOCOLS for s
 @pytest.mark.promise("anonymous.canaries")
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize(("way", "protocol", "signal"), _ROWS)
-def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(way, protocol, signal, reporter, tmp_path, cases):
+def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(
+    way, protocol, signal, reporter, tmp_path, cases
+):
     """No canary is in a byte of the wire, of stderr or the log; headers and bodies differ in time and ids alone."""
     compression = "gzip" if (protocol == "grpc") == (signal == "log") else "none"
     sent = []
@@ -156,7 +185,7 @@ def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(way, pro
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize(("protocol", "signal"), [("http/protobuf", "log"), ("grpc", "span")])
 def test_the_sdk_s_own_exporter_sends_what_is_planted(protocol, signal, reporter, tmp_path):
-    """The same host with OpenTelemetry's exporter in place of ours gives itself away, so the search finds what is there."""
+    """The same host with OpenTelemetry's exporter in place of ours gives itself away: the search finds what is there."""
     canaries = Canaries()
     plan = make_plan(tmp_path, canaries, "ordinary", protocol, signal, reporter, compression="gzip")
     # It uses a proxy, and files that are not there, where it is told to; ours does not.

@@ -27,7 +27,21 @@ def list_guesses(secret):
     upper = secret.upper() if secret.upper() != secret else secret[::-1]
     near = [secret[:n] for n in range(len(secret))] + [secret + "0", "0" + secret, upper, secret[::-1]]
     near += [secret[:n] + ("0" if secret[n] != "0" else "1") + secret[n + 1 :] for n in range(len(secret))]
-    tricks = ["", "*", ".", "..", "%00", "%2e%2e", "?", "#", f"x/../{secret[:-1]}", "/", "//", f"%20{secret}", f"{secret[:-1]}%"]
+    tricks = [
+        "",
+        "*",
+        ".",
+        "..",
+        "%00",
+        "%2e%2e",
+        "?",
+        "#",
+        f"x/../{secret[:-1]}",
+        "/",
+        "//",
+        f"%20{secret}",
+        f"{secret[:-1]}%",
+    ]
     guesses = near + tricks + [secrets.token_hex(16) for _ in range(1000)]
     return [guess for guess in guesses if guess != secret]
 
@@ -144,7 +158,8 @@ def test_nobody_makes_a_relay_emit_twice(replay):
             again = event if replay == "the same bytes" else TbotStart(run_mode="daemon")
             body = to_report(again).SerializeToString()
             path = "/" + command.address.rpartition("/")[2] + PROCEDURE
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: {len(body)}\r\n\r\n"
+            kind = "Content-Type: application/proto"
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
             refused = []
             for connection in early:
                 with connection:
@@ -226,7 +241,13 @@ def test_another_user_who_connects_cannot_report():
         request = f"POST /{'0' * 32}{PROCEDURE} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 0\\r\\n\\r\\n"
         script = f'exec 3<>/dev/tcp/127.0.0.1/{command.port}; printf "{request}" >&3; head -n 1 <&3'
         finished = subprocess.run(
-            ["bash", "-c", script], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, check=False
+            ["bash", "-c", script],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
         assert finished.stdout.startswith("HTTP/1.1 404 "), finished.stderr

@@ -1,4 +1,4 @@
-"""Promise 5, the protocol's part: unary requests and errors as the Connect protocol's specification has them, case by case.
+"""Promise 5, the protocol's part: requests and errors as the Connect protocol's specification has them, case by case.
 
 Source: Connect protocol reference, "Unary-Request", "Unary-Response", "Error Codes" (connectrpc.com/docs/protocol).
 """
@@ -113,7 +113,12 @@ BAD = {
         *(400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Connect_Timeout_Ms": "10000000000"}),
     ),
     "a timeout below zero": (400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Connect_Timeout_Ms": "-1"}),
-    "a timeout that is no number": (400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Connect_Timeout_Ms": "1s"}),
+    "a timeout that is no number": (
+        400,
+        "invalid_argument",
+        to_proto,
+        {"Content_Type": PROTO, "Connect_Timeout_Ms": "1s"},
+    ),
     "Content-Encoding that is not supported": (
         *(501, "unimplemented", to_proto, {"Content_Type": PROTO, "Content_Encoding": "br"}),
     ),
@@ -127,9 +132,19 @@ BAD = {
     "JSON in the place of protobuf": (400, "invalid_argument", to_json, {"Content_Type": PROTO}),
     "protobuf in the place of JSON": (400, "invalid_argument", to_proto, {"Content_Type": JSON}),
     "an event that nobody knows": (400, "invalid_argument", lambda: b"\x22\x00", {"Content_Type": PROTO}),
-    "more than is read": (429, "resource_exhausted", lambda: b"\x0a\x80\x80\x01" + b"x" * 16_384, {"Content_Type": PROTO}),
+    "more than is read": (
+        429,
+        "resource_exhausted",
+        lambda: b"\x0a\x80\x80\x01" + b"x" * 16_384,
+        {"Content_Type": PROTO},
+    ),
     "a little that unpacks to more than is read": (
-        *(429, "resource_exhausted", lambda: gzip.compress(b"x" * 10**6), {"Content_Type": PROTO, "Content_Encoding": "gzip"}),
+        *(
+            429,
+            "resource_exhausted",
+            lambda: gzip.compress(b"x" * 10**6),
+            {"Content_Type": PROTO, "Content_Encoding": "gzip"},
+        ),
     ),
 }
 
@@ -157,7 +172,14 @@ def test_a_request_outside_the_rules_is_answered_as_they_say(name, bridge):
 
 
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
-PATHS = ("/", "/prehog.v1alpha.TbotReportingService", PROCEDURE.lower(), PROCEDURE + "/", "/x" + PROCEDURE, PROCEDURE[:-1])
+PATHS = (
+    "/",
+    "/prehog.v1alpha.TbotReportingService",
+    PROCEDURE.lower(),
+    PROCEDURE + "/",
+    "/x" + PROCEDURE,
+    PROCEDURE[:-1],
+)
 
 
 @pytest.mark.promise("hostile.connect")

@@ -1,4 +1,4 @@
-"""Promise 6: tbot never waits or fails because of telemetry, whatever the collector, the network or the machine does."""
+"""Promise 6: tbot never waits or fails because of telemetry, whatever collector, network and machine do."""
 
 import os
 import re
@@ -34,8 +34,11 @@ from tests.servers import (
 TIMEOUT_SECONDS = 1.0
 ALLOWANCE_SECONDS = 0.25
 DAEMON_SECONDS = 10.0
-TRIES = 6
+TRIES = 10
 """Load of the machine can only add time, so the least of a few tries counts; what is no time has to hold in each."""
+
+PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
+"""For what must come out at once: were it the limit that ends it, it would take so long."""
 
 REFUSED, UNREACHABLE, TIMED_OUT = "refused", "unreachable", "timed out"
 BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OTEL_TBOT_TIMEOUT": "1000"}
@@ -73,7 +76,9 @@ def black_hole(**environ):
             filling = stack.enter_context(socket.socket())
             filling.setblocking(False)
             filling.connect_ex(listener.getsockname())
-        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}", **environ}, TIMED_OUT)
+        yield Fault(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}", **environ}, TIMED_OUT
+        )
 
 
 def slow_server():
@@ -116,7 +121,9 @@ def wrong_name(folder):
 
     with raw_server(serve) as server:
         url = server.url.replace("http://127.0.0.1", "https://localhost")
-        yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate)}, UNREACHABLE)
+        yield Fault(
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificate)}, UNREACHABLE
+        )
 
 
 @contextmanager
@@ -170,10 +177,14 @@ FAULTS = {
     "302": lambda _: served(OtlpHttpServer(Answer(status=302, headers={"Location": "http://127.0.0.1:9/"})), REFUSED),
     "401": lambda _: served(OtlpHttpServer(Answer(status=401, headers={"WWW-Authenticate": "Basic"})), REFUSED),
     "413": lambda _: served(OtlpHttpServer(Answer(status=413)), REFUSED),
-    "429 with Retry-After": lambda _: served(OtlpHttpServer(Answer(status=429, headers={"Retry-After": "30"})), REFUSED),
+    "429 with Retry-After": lambda _: served(
+        OtlpHttpServer(Answer(status=429, headers={"Retry-After": "30"})), REFUSED
+    ),
     "500": lambda _: served(OtlpHttpServer(Answer(status=500)), REFUSED),
     "503": lambda _: served(OtlpHttpServer(Answer(status=503)), REFUSED),
-    "503 with Retry-After": lambda _: served(OtlpHttpServer(Answer(status=503, headers={"Retry-After": "30"})), REFUSED),
+    "503 with Retry-After": lambda _: served(
+        OtlpHttpServer(Answer(status=503, headers={"Retry-After": "30"})), REFUSED
+    ),
     "malformed protobuf": lambda _: served(OtlpHttpServer(Answer(body=b"\xff\xff\xff")), REFUSED),
     "a web page": lambda _: served(OtlpHttpServer(Answer(content_type="text/html", body=b"<p>yes</p>")), REFUSED),
     "rejecting one": lambda _: served(OtlpHttpServer(Answer(body=b"\x0a\x02\x08\x01")), REFUSED),
@@ -186,7 +197,9 @@ FAULTS = {
     "a proxy that answers for it": lambda _: answering_proxy(),
     "a clock that jumps back": backward_clock,
 }
-HANGING = [name for name in FAULTS if name.startswith(("black-holed", "accepting and silent", "1 byte", "a body", "DNS"))]
+HANGING = [
+    name for name in FAULTS if name.startswith(("black-holed", "accepting and silent", "1 byte", "a body", "DNS"))
+]
 
 
 @pytest.fixture
@@ -199,9 +212,10 @@ def fault(request, tmp_path):
         yield fault
 
 
-def to_command(reporter, *, reports):
+def to_command(reporter, *, reports, warns=True):
     """A tbot that works, reports meanwhile or does not, and ends with a status of its own."""
-    script = 'echo working; echo warning >&2; "$@"; status=$?; echo done; exit $status'
+    # A shell needs descriptors above 10 to write to another one.
+    script = f'echo working; {"echo warning >&2; " if warns else ""}"$@"; status=$?; echo done; exit $status'
     return ["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7", *([] if reports else ["-report=false"])]
 
 
@@ -223,26 +237,37 @@ def read_outcome(text):
     return line
 
 
-def compare(reporter, launch, before=(), environ=None, **options):
-    """Runs the command alone and behind `run`, compares, and gives the added seconds and tbot's line."""
-    plain, plain_seconds = timed(launch, to_command(reporter, reports=False), (), **options)
-    finished, seconds = timed(launch, to_command(reporter, reports=True), (*before, *LAUNCHER), **options)
+@dataclass
+class Compared:
+    """A one-shot behind `run`: seconds beyond those without it, seconds that the relay stayed, what it was told."""
+
+    added: float
+    lingered: float
+    told: str
+
+
+def compare(reporter, environ, before=(), *, warns=True, **options):
+    """Runs the command alone and behind `run` under *environ*; status and output have to be the same."""
+    launch = Launch({**BASIC, **CONSENT, **environ})
+    plain, plain_seconds = timed(launch, to_command(reporter, reports=False, warns=warns), (), **options)
+    finished, seconds = timed(launch, to_command(reporter, reports=True, warns=warns), (*before, *LAUNCHER), **options)
     ended = time.monotonic()
-    poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=30)
+    poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=90)
 
     assert plain.returncode == finished.returncode == 7
     assert plain.stdout.splitlines() == without_telemetry(finished.stdout) == ["working", "done"]
-    assert plain.stderr.splitlines() == without_telemetry(finished.stderr) == ["warning"]
-    return seconds - plain_seconds, time.monotonic() - ended, read_outcome(finished.stdout)
+    assert plain.stderr.splitlines() == without_telemetry(finished.stderr) == ["warning"] * warns
+    return Compared(seconds - plain_seconds, time.monotonic() - ended, read_outcome(finished.stdout))
 
 
 def hold_in_time(attempt):
-    """Tries until *attempt*, which gives the added seconds and whether all else is as it should, holds its limit."""
+    """Tries until *attempt* gives added seconds within the limit, and a relay that went in its time."""
     tried = []
     for _ in range(TRIES):
-        added, is_right = attempt()
-        tried.append((round(added, 3), is_right))
-        if added <= TIMEOUT_SECONDS + ALLOWANCE_SECONDS and is_right is True:
+        compared = attempt()
+        tried.append((round(compared.added, 3), round(compared.lingered, 3), compared.told))
+        # After its answer the relay is there for a second at most, for the client to fetch it.
+        if compared.added <= TIMEOUT_SECONDS + ALLOWANCE_SECONDS and compared.lingered <= 1 + ALLOWANCE_SECONDS:
             return
     raise AssertionError(f"seconds added beside a limit of {TIMEOUT_SECONDS} + {ALLOWANCE_SECONDS}: {tried}")
 
@@ -251,17 +276,17 @@ def hold_in_time(attempt):
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)
 def test_a_one_shot_is_the_same_beside_a_fault_and_waits_no_longer_than_its_limit(fault, reporter):
     """Status and output as without otel-tbot, the limit plus 0.25 s at most, the relay gone, the outcome a true one."""
-    launch = Launch({**BASIC, **CONSENT, **fault.environ})
 
     def attempt():
-        added, lingered, told = compare(reporter, launch, fault.before)
-        assert told.startswith("error unavailable "), told
-        assert fault.outcome in told or AT_THE_LIMIT in told, told
-        is_right = fault.outcome in told or (fault.outcome == TIMED_OUT and AT_THE_LIMIT in told)
-        # After its answer the relay is there for a second at most, for the client to fetch it.
-        return added, (is_right and lingered <= 1 + ALLOWANCE_SECONDS) or (told, lingered)
+        compared = compare(reporter, fault.environ, fault.before)
+        assert compared.told.startswith("error unavailable ")
+        # Under load the limit may come before the collector's answer, and that is true then.
+        assert compared.told.endswith((fault.outcome, TIMED_OUT, AT_THE_LIMIT))
+        return compared
 
     hold_in_time(attempt)
+    if fault.outcome != TIMED_OUT:
+        assert compare(reporter, fault.environ | PATIENT, fault.before).told.endswith(fault.outcome)
     assert [] == [proxy for proxy in fault.spared if proxy.requests]
 
 
@@ -271,16 +296,15 @@ def test_without_a_fault_the_same_one_shot_is_told_that_its_event_arrived(protoc
     """The command is the same and its report is accepted, so the faults make the difference."""
     with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-        launch = Launch({**BASIC, **CONSENT, **environ})
 
         def attempt():
             before = len(server.requests)
-            added, lingered, told = compare(reporter, launch)
-            # Told of acceptance only if it came; under load the limit may have come first.
-            assert not told.startswith("ok ") or before + 1 == len(server.requests)
-            return added, (told.startswith("ok ") and lingered <= 1 + ALLOWANCE_SECONDS) or (told, lingered)
+            compared = compare(reporter, environ)
+            assert not compared.told.startswith("ok ") or before + 1 == len(server.requests)
+            return compared
 
         hold_in_time(attempt)
+        assert compare(reporter, environ | PATIENT).told.startswith("ok ")
 
 
 @pytest.mark.promise("faults.one-shot")
@@ -292,13 +316,13 @@ def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
     with OtlpHttpServer() as server:
-        launch = Launch({**BASIC, **CONSENT, "OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
 
         def attempt():
             before = len(server.requests)
-            added, lingered, told = compare(reporter, launch, preexec_fn=prepare)
-            assert not told.startswith("ok ") or before + 1 == len(server.requests)
-            return added, lingered <= 1 + ALLOWANCE_SECONDS or (told, lingered)
+            environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
+            compared = compare(reporter, environ, warns=False, preexec_fn=prepare)
+            assert not compared.told.startswith("ok ") or before + 1 == len(server.requests)
+            return compared
 
         hold_in_time(attempt)
 
@@ -346,7 +370,7 @@ def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, 
             assert (7, "") == (process.returncode, err)
             assert ["done"] == without_telemetry(out)
             assert not told.startswith("ok ") or before + 1 == len(server.requests)
-            return added, time.monotonic() - ended <= 1 + ALLOWANCE_SECONDS or (told, time.monotonic() - ended)
+            return Compared(added, time.monotonic() - ended, told)
 
         hold_in_time(attempt)
 
@@ -421,9 +445,11 @@ def test_a_call_of_emit_keeps_its_deadline_beside_a_fault_and_tells_the_truth(fa
     def attempt():
         outcome, seconds = call_emit(fault.environ, fault.before)
         assert outcome in (fault.outcome, TIMED_OUT)
-        return seconds, outcome == fault.outcome or outcome
+        return Compared(seconds, 0, outcome)
 
     hold_in_time(attempt)
+    if fault.outcome != TIMED_OUT:
+        assert fault.outcome == call_emit(fault.environ | PATIENT, fault.before)[0]
     assert [] == [proxy for proxy in fault.spared if proxy.requests]
 
 

@@ -1,16 +1,14 @@
-"""Promise 5: hostile input is refused. No crash, no word of it in an answer or a log, and a good report is served after."""
+"""Promise 5: hostile input is refused: no crash, no word of it in an answer or log, and a good report is served after."""
 
 import asyncio
 import base64
 import gzip
 import json
-import os
 import re
 import resource
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +22,16 @@ from otel_tbot.errors import EventError, TbotConfigError
 from otel_tbot.event import ATTRIBUTES, TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.report import to_report
-from otel_tbot.service import MAX_REQUEST_BYTES, build_application
+from otel_tbot.service import build_application
 from otel_tbot.tbot_config import StartFlags, parse_config, read_event
 from tests.bridging import PROCEDURE, BridgeProcess
 from tests.launching import CONSENT, LAUNCHER, Launch
-from tests.polling import poll_until
-from tests.proof.asgi import PROTO, call
+from tests.proof.asgi import call
 from tests.proof.mutation import CANARY, Mutator, draw_seeds
-from tests.servers import OtlpGrpcServer, OtlpHttpServer
+from tests.servers import OtlpHttpServer
 from tests.test_relay import Command
 
-SECRET = "/0123456789abcdef0123456789abcdef"
+SECRET = "/0123456789abcdef0123456789abcdef"  # noqa: S105  # nobody\'s
 
 # Source: Connect protocol, "Error Codes".
 HTTP_STATUS = {
@@ -144,7 +141,7 @@ _REPORTS = st.fixed_dictionaries(
             {},
             optional={
                 "run_mode": st.integers(-(2**31), 2**31 - 1),
-                **{name: _TEXT for name in ("version", "join_type", "helper", "helper_version")},
+                **dict.fromkeys(("version", "join_type", "helper", "helper_version"), _TEXT),
                 **{
                     f"destinations_{name}": st.integers(-(2**31), 2**31 - 1)
                     for name in ("other", "database", "kubernetes", "application")
@@ -162,13 +159,17 @@ def test_generated_messages_get_a_documented_answer(cases):
 
     counted = Counted()
 
-    @settings(max_examples=3000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=3000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(fields=_REPORTS)
     def submit(fields):
         request = SubmitTbotEventRequest(distinct_id=fields.get("distinct_id", "").encode("utf-8", "replace").decode())
         if "start" in fields:
             for name, value in fields["start"].items():
-                setattr(request.start, name, value.encode("utf-8", "replace").decode() if isinstance(value, str) else value)
+                setattr(
+                    request.start, name, value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+                )
             request.start.SetInParent()
         answered = asyncio.run(call(counted.application, request.SerializeToString(), path=SECRET + PROCEDURE))
         check_answer(answered, fields)
@@ -183,7 +184,7 @@ _PATIENCE_SECONDS = 0.2
 
 
 class Attack:
-    """Sends streams to a server of ours, over several connections at once, and keeps the statuses of what comes back."""
+    """Sends streams to a server of ours, over several connections at once; keeps the statuses of what comes back."""
 
     def __init__(self, port, seed):
         self.port = port
@@ -212,8 +213,8 @@ class Attack:
                     received += chunk
                     if not select.select([connection], [], [], 0.05)[0]:
                         connection.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                assert not isinstance(error, TimeoutError), (self.mutator.seed, stream)
+            except ConnectionError:
+                pass  # closed without a word, which is an answer
         assert CANARY.encode() not in received, (self.mutator.seed, stream)
         assert b"Traceback" not in received, (self.mutator.seed, stream)
         # `Expect: 100-continue` has an answer before its answer.
@@ -379,24 +380,31 @@ def test_hostile_settings_are_a_value_or_a_fault_of_one_line(seed, cases):
     """Whatever the variables hold, each has a value within its rule; faults name the variable and repeat nothing."""
     count = 6000
     mutator = Mutator(seed)
-    names = sorted({name for setting in otel_settings.SETTINGS for signal in ("log", "span") for name in setting.variables(signal)})
+    names = sorted(
+        {name for setting in otel_settings.SETTINGS for signal in ("log", "span") for name in setting.variables(signal)}
+    )
     faulty = 0
     for number in range(count):
-        environ = {name: mutator.draw_setting() for name in mutator.random.sample(names, k=mutator.random.randrange(1, 6))}
+        environ = {
+            name: mutator.draw_setting() for name in mutator.random.sample(names, k=mutator.random.randrange(1, 6))
+        }
         for signal in ("log", "span"):
             for plugin_signal in ("", signal):
                 for fault in otel_settings.find_faults(environ, plugin_signal=plugin_signal):
                     assert fault.partition(":")[0] in names, (seed, number, environ)
-                    assert CANARY not in fault and "\n" not in fault, (seed, number, environ)
+                    assert CANARY not in fault, (seed, number, environ)
+                    assert "\n" not in fault, (seed, number, environ)
                     faulty += 1
             assert otel_settings.resolve_protocol(environ, signal) in otel_settings.PROTOCOLS
             endpoint = otel_settings.resolve_endpoint(environ, signal)
             assert bool(endpoint) == otel_settings.has_endpoint(environ, signal)
-            assert endpoint.isprintable() and endpoint.isascii(), (seed, number, environ)
+            assert endpoint.isprintable(), (seed, number, environ)
+            assert endpoint.isascii(), (seed, number, environ)
             assert 1 <= otel_settings.TIMEOUT.resolve(environ, signal) <= 999_999
             assert 0 < otel_settings.EXPORT_TIMEOUT.resolve(environ, signal) <= 600
             for name, value in otel_settings.HEADERS.resolve(environ, signal):
-                assert name.isascii() and "\n" not in name + value and "\r" not in name + value, (seed, number, environ)
+                assert name.isascii(), (seed, number, environ)
+                assert not {"\n", "\r"} & {*name, *value}, (seed, number, environ)
     assert faulty > count / 4
     cases.add(count)
 
@@ -409,7 +417,9 @@ def test_hostile_settings_keep_no_command_from_running(seed, reporter):
     names = sorted({name for setting in otel_settings.SETTINGS for name in setting.variables("log")})
     environ = {name: mutator.draw_setting() for name in mutator.random.sample(names, k=4)}
     # Nothing is sent anywhere else by a value that names another host.
-    environ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"] = "http://127.0.0.1:9/" + mutator.random.choice(("", "x?y", "%zz", "a b"))
+    environ["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"] = "http://127.0.0.1:9/" + mutator.random.choice(
+        ("", "x?y", "%zz", "a b")
+    )
     environ["OTEL_TBOT_TIMEOUT"] = mutator.random.choice(("500", "-1", "1e3"))
     launch = Launch({"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **CONSENT, **environ})
     finished = launch.run([reporter, "-oneshot", "-exit-code", "7"], errors="surrogateescape")
@@ -425,12 +435,14 @@ def test_hostile_settings_keep_no_command_from_running(seed, reporter):
 @pytest.mark.promise("hostile.files")
 @pytest.mark.parametrize("seed", draw_seeds(1))
 def test_hostile_variables_of_tbot_are_an_event_or_an_error(seed, cases):
-    """TBOT_CONFIG, the helper's variables and flags with any text: an event within its rules, or an error of one line."""
+    """Variables and flags of tbot with any text: an event within its rules, or an error of one line."""
     mutator = Mutator(seed)
     results = Counter()
     for number in range(1000):
         environ = {
-            "TBOT_CONFIG": mutator.random.choice(("", mutator.draw_text(), base64.b64encode(mutator.draw_file()).decode())),
+            "TBOT_CONFIG": mutator.random.choice(
+                ("", mutator.draw_text(), base64.b64encode(mutator.draw_file()).decode())
+            ),
             "_TBOT_TELEMETRY_HELPER": mutator.draw_text(),
             "_TBOT_TELEMETRY_HELPER_VERSION": mutator.draw_text(),
         }
@@ -440,7 +452,9 @@ def test_hostile_variables_of_tbot_are_an_event_or_an_error(seed, cases):
             assert all(a.allows(attributes[a.key]) for a in ATTRIBUTES if a.key in attributes), (seed, number, environ)
             results["event"] += 1
         except (TbotConfigError, EventError) as error:
-            assert CANARY not in str(error) and "\n" not in str(error), (seed, number, environ)
+            text = str(error)
             results["error"] += 1
+            assert CANARY not in text, (seed, number, environ)
+            assert "\n" not in text, (seed, number, environ)
     assert results["event"] > 100 < results["error"]
     cases.add(1000)

@@ -23,7 +23,8 @@ DISABLED = "OTEL_SDK_DISABLED"
 
 NO_YES = (
     *("", "0", "f", "F", "false", "False", "FALSE", "no", "off", "n", "2", "-1", "01", "11", "1.0", "yes", "YES", "y"),
-    *("on", "ON", "enabled", "tRUE", "TrUe", "tt", " 1", "1 ", "1\n", "\t1", "true ", '"1"', "1;", "1,1", "\u0661", "\uff11"),
+    *("on", "ON", "enabled", "tRUE", "TrUe", "tt", " 1", "1 ", "1\n", "\t1", "true ", '"1"', "1;", "1,1", "\u0661"),
+    *("\uff11",),
 )  # fmt: skip
 OFF = {
     "unset": {},
@@ -146,7 +147,7 @@ NOTHING = {"sockets": Counter(), "processes": Counter(), "files": Counter()}
 @pytest.mark.promise("off.calls")
 @pytest.mark.parametrize(("entrance", "off"), ROWS, ids=str)
 def test_off_makes_no_call_that_the_interpreter_does_not_make_itself(entrance, off, environ, tmp_path):
-    """No socket, connection, name look-up, thread, child or file by system call; `run` and emit read no OpenTelemetry."""
+    """No socket, look-up, thread, child or file by system call; `run` and emit read no OpenTelemetry."""
     done, excepted = traced(entrance, environ | OFF[off], tmp_path)
 
     assert NOTHING == find_more(entrance, done, excepted)
@@ -197,7 +198,7 @@ def audited(entrance, environ):
 @pytest.mark.promise("off.audit")
 @pytest.mark.parametrize(("entrance", "off"), ROWS, ids=str)
 def test_off_raises_no_audit_event_that_the_interpreter_does_not_raise_itself(entrance, off, environ):
-    """No socket, look-up, thread, child or file by audit hook; nothing of OpenTelemetry is loaded for `run` and emit."""
+    """No socket, look-up, child or file by audit hook; nothing of OpenTelemetry is loaded for `run` and emit."""
     done, excepted = audited(entrance, environ | OFF[off])
 
     assert Counter() == Counter(done.seen) - Counter(excepted.seen)
@@ -224,7 +225,9 @@ EXCEPTIONS = {
     "the SDK": (_SDK, {}),
 }
 # A look-up in the host's own tables and name service: over a socket of this machine alone.
-_NAME_SERVICE = re.compile(r"(socket\(AF_UNIX|connect\(\{sa_family=AF_UNIX|(sendto|sendmsg|recvfrom|recvmsg|shutdown)\()")
+_NAME_SERVICE = re.compile(
+    r"(socket\(AF_UNIX|connect\(\{sa_family=AF_UNIX|(sendto|sendmsg|recvfrom|recvmsg|shutdown)\()"
+)
 _LOCALE_FILES = re.compile(r"openat (/usr/share/locale/locale\.alias|/etc/localtime)")
 _NAME_FILES = re.compile(r"openat /etc/(nsswitch\.conf|passwd|group|default/nss)")
 _IPV6_PROBE = re.compile(r'socket\(AF_INET6|bind\(\{sa_family=AF_INET6, sin6_port=htons\(0\).*"::1"')
@@ -387,7 +390,9 @@ def test_where_no_relay_can_be_had_the_report_reaches_nobody(name, reporter, tmp
     finished = launch.run([reporter, "-oneshot", "-exit-code", "7"], launcher=(*strace, *LAUNCHER))
     launch.wait_for_end()
     calls = written.read_text().splitlines()
-    connected = {found.group(1) for call in calls if (found := re.search(r"sin6?_addr=(.*?)\}", call)) and "connect(" in call}
+    connected = {
+        found.group(1) for call in calls if (found := re.search(r"sin6?_addr=(.*?)\}", call)) and "connect(" in call
+    }
 
     assert 7 == finished.returncode
     assert finished.stdout.startswith("error unavailable ")

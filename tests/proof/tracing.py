@@ -1,4 +1,4 @@
-"""What a process did, as the kernel and the interpreter tell it: a command goes in, its calls or audit events come out."""
+"""What a process did, as kernel and interpreter tell it: a command goes in, its calls or audit events come out."""
 
 import json
 import os
@@ -74,7 +74,8 @@ class Trace:
         return [
             f"{call.name} {call.path}"
             for call in self.calls
-            if call.name in _FILE_CALLS.split(",") and (call.writes or not is_interpreters(call.path))
+            if call.name in _FILE_CALLS.split(",")
+            and (call.writes or not is_interpreters(call.path))
             # The path may lead nowhere: what is not there was not opened.
             and not re.search(r"= -1 E(NOENT|NOTDIR)", call.text)
         ]
@@ -110,7 +111,7 @@ def trace(command: Sequence[str], environ: Mapping[str, str], folder: Path, **op
     expression = f"trace=%network,{_FILE_CALLS},{_PROCESS_CALLS}"
     strace = ["strace", "-f", "--seccomp-bpf", "-qqq", "-s", "4096", "-e", expression, "-e", "signal=none"]
     # strace itself needs no environment; the command gets this one and nothing else.
-    finished = subprocess.run(
+    finished = subprocess.run(  # noqa: PLW1510  # in the options
         [*strace, "-o", written, *command],
         **{"env": environ, "capture_output": True, "text": True, "check": False, "timeout": 120} | options,
     )
