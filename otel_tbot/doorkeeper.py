@@ -8,6 +8,7 @@ import errno
 import math
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -37,6 +38,12 @@ REFUSAL: "Final" = (
 )
 """What a connection gets that has no report or no answer in time; a Connect error, so tbot logs it as one."""
 
+GRACE_SECONDS: "Final" = 0.1
+"""By how much the end of a connection may be late before it is cut off: a client that is cut off does not wait."""
+
+HANG_SECONDS: "Final" = 2.0
+"""How long what serves a connection may take to notice that it was cut off, before it counts as hanging."""
+
 
 def main(watch: str, command_pid: str) -> "NoReturn":
     """Is the relay, in the process that `launcher` made for it: LISTENER_FD listens, COMMAND_FD tells of the end.
@@ -52,6 +59,9 @@ def main(watch: str, command_pid: str) -> "NoReturn":
             timeout_seconds=timeout_seconds,
             report_start=f"POST {path_prefix}/".encode(),
         )
+        # Should all threads hang, for want of memory, the kernel still ends this.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(LIFETIME_SECONDS + max(timeout_seconds, settings.DAEMON_DEADLINE_MS / 1000)) + 2)
         threading.Thread(target=door.keep, daemon=True).start()
         threading.Thread(target=_watch_command, args=(door, watch, int(command_pid)), daemon=True).start()
 
@@ -101,7 +111,9 @@ class Door:
     """Accepts connections, keeps them until somebody takes them, and ends the process when nothing is left to do.
 
     A connection that nobody takes within *timeout_seconds* is refused; if it begins with *report_start*, that was the
-    report, and there is nothing to wait for any more. Times are those of time.monotonic.
+    report, and there is nothing to wait for any more. One that was taken is watched: should it outlast its moment, it
+    is cut off, and where that is not noticed, what serves it hangs, and the process ends. Times are those of
+    time.monotonic.
     """
 
     def __init__(
@@ -122,6 +134,8 @@ class Door:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[socket.socket, float]] = deque()
         self._take: "Take | None" = None
+        self._watched: dict[socket.socket, float] = {}
+        self._cut_off: set[socket.socket] = set()
         self._held = 0
         self._is_closed = False
         self._is_out_of_files = False
@@ -129,10 +143,25 @@ class Door:
         os.set_blocking(self._wake_writer, False)
 
     def open_to(self, take: "Take") -> None:
-        """From now on *take* gets each connection and the time it was accepted at, and calls `release` at its end."""
+        """From now on *take* gets each connection and the time it was accepted at.
+
+        At a connection's end it calls `watch_no_more` and `release`.
+        """
         with self._lock:
             self._take = take
         self._wake()
+
+    def watch(self, connection: socket.socket, moment: float) -> None:
+        """Cuts *connection* off where it is still watched GRACE_SECONDS after *moment*; replaces an earlier one."""
+        with self._lock:
+            self._watched[connection] = moment + GRACE_SECONDS
+        self._wake()
+
+    def watch_no_more(self, connection: socket.socket) -> None:
+        """Takes note that *connection* is over."""
+        with self._lock:
+            self._watched.pop(connection, None)
+            self._cut_off.discard(connection)
 
     def hold(self) -> None:
         """Keeps the process from ending until `release`."""
@@ -153,17 +182,21 @@ class Door:
         self._wake()
 
     def keep(self) -> None:
-        """Keeps the door, in a thread of its own. Ends the process."""
-        while not self._is_over():
-            poll = select.poll()
-            poll.register(self._wake_reader, select.POLLIN)
-            if self._has_room():
-                poll.register(self._listener, select.POLLIN)
-            poll.poll(math.ceil(max(self._next_moment() - time.monotonic(), 0) * 1000))
-            self._accept()
-            self._hand_over()
-            self._refuse_late()
-        os._exit(0)
+        """Keeps the door, in a thread of its own. Ends the process, also where this itself fails."""
+        try:
+            while not self._is_over():
+                poll = select.poll()
+                poll.register(self._wake_reader, select.POLLIN)
+                if self._has_room():
+                    poll.register(self._listener, select.POLLIN)
+                poll.poll(math.ceil(max(self._next_moment() - time.monotonic(), 0) * 1000))
+                self._accept()
+                self._hand_over()
+                self._refuse_late()
+                self._cut_off_late()
+            os._exit(0)
+        finally:
+            os._exit(1)
 
     def _wake(self) -> None:
         try:
@@ -174,7 +207,8 @@ class Door:
     def _is_over(self) -> bool:
         now = time.monotonic()
         with self._lock:
-            return now >= self._ends_at or ((self._is_closed or now >= self._closes_at) and not self._held)
+            hangs = any(now >= self._watched[connection] + HANG_SECONDS for connection in self._cut_off)
+            return now >= self._ends_at or hangs or ((self._is_closed or now >= self._closes_at) and not self._held)
 
     def _has_room(self) -> bool:
         with self._lock:
@@ -185,7 +219,8 @@ class Door:
             moments = [self._closes_at if time.monotonic() < self._closes_at else self._ends_at]
             if self._waiting and self._take is None:
                 moments.append(self._waiting[0][1] + self._timeout_seconds)
-            return min(moments)
+            watched = self._watched.items()
+            return min(moments + [at + HANG_SECONDS * (connection in self._cut_off) for connection, at in watched])
 
     def _accept(self) -> None:
         if select.select([self._wake_reader], [], [], 0)[0]:
@@ -215,7 +250,9 @@ class Door:
         with self._lock:
             take = self._take
         while take is not None and self._waiting:
-            take(*self._waiting.popleft())
+            connection, accepted_at = self._waiting.popleft()
+            self.watch(connection, accepted_at + self._timeout_seconds)
+            take(connection, accepted_at)
 
     def _refuse_late(self) -> None:
         late = time.monotonic() - self._timeout_seconds
@@ -224,6 +261,19 @@ class Door:
             if refuse(connection).startswith(self._report_start):
                 self.close()
             self.release()
+
+    def _cut_off_late(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            late = [connection for connection, moment in self._watched.items() if now >= moment]
+            late = [connection for connection in late if connection not in self._cut_off]
+            self._cut_off.update(late)
+        for connection in late:
+            try:
+                # What serves it may still close it; the other side sees the end now.
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is closed already
 
 
 def refuse(connection: socket.socket) -> bytes:

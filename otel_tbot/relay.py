@@ -5,6 +5,7 @@ and no server's framework, whose imports (asyncio, uvicorn: 90 ms of processor t
 The time limits count from when a connection was accepted.
 """
 
+import _thread
 import os
 import socket
 import threading
@@ -53,10 +54,11 @@ class _Relay:
 
     def take(self, connection: socket.socket, accepted_at: float) -> None:
         """Serves *connection* in a thread of its own."""
-        threading.Thread(target=self._serve, args=(connection, accepted_at), daemon=True).start()
+        # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, before it runs.
+        _thread.start_new_thread(self._serve, (connection, accepted_at))
 
     def _serve(self, connection: socket.socket, accepted_at: float) -> None:
-        request = _Request(connection, accepted_at + self._timeout_seconds, self._path_prefix)
+        request = _Request(connection, accepted_at + self._timeout_seconds, self._path_prefix, self._door)
         is_reporter = False
         try:
             with connection:
@@ -64,7 +66,7 @@ class _Relay:
                 if event is None:
                     return
                 is_reporter = self._claim()
-                response = self._send(event, accepted_at) if is_reporter else _BUSY
+                response = self._send(event, connection, accepted_at) if is_reporter else _BUSY
                 request.answer(
                     to_answer(response, is_json=request.is_json) if isinstance(response, Outcome) else response
                 )
@@ -74,6 +76,7 @@ class _Relay:
             if is_reporter:
                 # The report was sent and its connection has the answer; whoever else is connected.
                 os._exit(0)
+            self._door.watch_no_more(connection)
             self._door.release()
 
     def _claim(self) -> bool:
@@ -83,28 +86,33 @@ class _Relay:
             self._has_report = True
         return is_first
 
-    def _send(self, event: TbotStart, accepted_at: float) -> Outcome:
+    def _send(self, event: TbotStart, connection: socket.socket, accepted_at: float) -> Outcome:
         time_ns = time.time_ns()
         is_daemon = event.run_mode == "daemon"
-        limit_seconds = settings.DAEMON_DEADLINE_MS / 1000 if is_daemon else self._timeout_seconds
+        deadline = accepted_at + (settings.DAEMON_DEADLINE_MS / 1000 if is_daemon else self._timeout_seconds)
+        self._door.watch(connection, deadline)
         self._door.close()
         return sending.send(
             event,
             origin=FROM_REPORT,
             is_local=True,
             time_ns=time_ns,
-            deadline_seconds=accepted_at + limit_seconds - time.monotonic(),
+            deadline_seconds=deadline - time.monotonic(),
         )
 
 
 class _Request:
-    """The request of one connection, read until *limit*, in the time of time.monotonic, and its answer."""
+    """The request of one connection, read until *limit*, in the time of time.monotonic, and its answer.
 
-    def __init__(self, connection: socket.socket, limit: float, path_prefix: str) -> None:
+    *door* watches the connection meanwhile.
+    """
+
+    def __init__(self, connection: socket.socket, limit: float, path_prefix: str, door: Door) -> None:
         self.is_json = False
         self._connection = connection
         self._limit = limit
         self._path_prefix = path_prefix
+        self._door = door
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -147,6 +155,7 @@ class _Request:
         self._write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (response.status, head, response.body))
 
     def _write(self, text: bytes) -> None:
+        self._door.watch(self._connection, time.monotonic() + 2 * _LINGER_SECONDS)
         self._connection.settimeout(_LINGER_SECONDS)
         self._connection.sendall(text)
         if not self._is_complete:

@@ -31,8 +31,12 @@ def take(connection, accepted_at):
             connection.sendall(connection.recv(100))
         except ConnectionResetError:
             pass
+    door.watch_no_more(connection)
     door.release()
 door.open_to(take)
+"""
+HANG = """
+door.open_to(lambda connection, accepted_at: None)
 """
 
 
@@ -174,3 +178,21 @@ def read_until_end(connection: socket.socket) -> bool:
         return read_all(connection) == b""
     except ConnectionResetError:
         return True
+
+
+def test_what_hangs_is_cut_off_and_its_process_ends():
+    """A connection that was taken and is never served ends near its limit, and the process does not stay behind it."""
+    with keeping(HANG, timeout_seconds=0.5, lifetime_seconds=600) as (port, process):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"POST /secret/ HTTP/1.1\r\n")
+
+            assert b"" == read_all(connection)
+        assert 0 == process.wait(60)
+
+
+def test_the_process_ends_with_its_door():
+    """Should the door itself fail, for want of memory, say, the process ends, and no client waits for it."""
+    body = "door._accept = lambda: [].pop()"
+    with keeping(body, timeout_seconds=60, lifetime_seconds=600) as (port, process):
+        with socket.create_connection(("127.0.0.1", port)):
+            assert 1 == process.wait(60)

@@ -120,7 +120,7 @@ class Canaries:
             "diag_addr": f"127.0.0.1:0#{make('diag_addr')}",
             "credential_ttl": make("credential_ttl"),
             "join_uri": (
-                f"tbot+proxy+iam://{make('join_uri token')}:{make('join_uri parameter')}@{make('join_uri host')}.test:443"
+                f"tbot+proxy+iam://{make('join_uri token')}:{make('join_uri param')}@{make('join_uri host')}.test:443"
             ),
             "onboarding": {
                 "token": make("token"),
@@ -139,7 +139,7 @@ class Canaries:
                 {"type": make("type"), "name": make("name"), make("key"): make("value")},
             ],
             "services": [
-                {"type": "spiffe-workload-api", "listen": f"unix:///{make('listen')}", "svids": [{"path": make("svid")}]},
+                {"type": "spiffe-workload-api", "listen": f"/{make('listen')}", "svids": [{"path": make("svid")}]},
                 {"type": "database-tunnel", "listen": f"tcp://{make('tunnel')}:1", "service": make("tunnel service")},
             ],
             make("unknown key"): make("unknown value"),

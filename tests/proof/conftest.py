@@ -37,7 +37,7 @@ def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
 
 @pytest.fixture(scope="session")
 def _namespaces() -> None:
-    """Ends a test where the machine allows no namespaces of its own."""
+    """Ends a test where the machine allows no namespaces of its own, nor another user, which takes root as well."""
     command = ["unshare", "--uts", "--net", "--mount", "true"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:

@@ -35,14 +35,13 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 def main() -> None:
     """Becomes the host, sends, and tells."""
     plan = json.load(sys.stdin)
-    if plan["is_own"]:
-        become(plan)
+    become(plan)
     os.environ |= plan["environ"]
     os.chdir(plan["directory"])
     with ExitStack() as stack:
         server = stack.enter_context(OtlpGrpcServer() if plan["protocol"] == "grpc" else OtlpHttpServer())
         port = int(server.url.rpartition(":")[2])
-        proxy = stack.enter_context(RecordingProxy(port, listen_port=PORT if plan["is_own"] else 0))
+        proxy = stack.enter_context(RecordingProxy(port, listen_port=PORT))
         url = f"http://{plan.get('endpoint_host', '127.0.0.1')}:{proxy.port}"
         finished = send(plan, url)
         if not server.requests:
@@ -135,9 +134,9 @@ def send_by_bridge(plan: Mapping[str, Any], environ: Mapping[str, str]) -> "subp
 
 
 def run(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a host of *plan*, in namespaces of its own where the plan says so; what it told."""
-    own = ["unshare", "--uts", "--net", "--mount", "--"] if plan["is_own"] else []
+    """Runs a host of *plan*, in namespaces of its own; what it told."""
     # The executable's path is one of the things that name a host.
+    own = ("unshare", "--uts", "--net", "--mount", "--")
     command = [*own, plan["python"], "-P", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
     command[-1] += "from tests.proof.host import main; main()"
     suite = str(Path(__file__).parent.parent.parent)

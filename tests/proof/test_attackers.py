@@ -210,6 +210,7 @@ def test_the_environment_is_set_for_the_command_alone():
 
 
 @pytest.mark.promise("attackers.sight")
+@pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize("whose", ["command", "relay"])
 def test_another_user_reads_arguments_and_no_environment(whose):
     """What other users can read of command and relay has no path in it, and what has it they cannot read."""
@@ -234,6 +235,7 @@ def as_nobody(script):
 
 
 @pytest.mark.promise("attackers.sight")
+@pytest.mark.usefixtures("_namespaces")
 def test_another_user_who_connects_cannot_report():
     """A process of another user reaches the port, and gets 404 there."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:

@@ -1,4 +1,4 @@
-"""Promise 5: hostile input is refused: no crash, no word of it in an answer or log, and a good report is served after."""
+"""Promise 5: hostile input is refused: no crash, no word of it in an answer or log, and good reports after."""
 
 import asyncio
 import base64
