@@ -11,9 +11,9 @@ from otel_tbot.outcome import Outcome
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
 from otel_tbot.report import to_report
 from otel_tbot.service import MAX_REQUEST_BYTES, build_application, to_error
+from tests.asgi import PROTO, call
 
 PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
-PROTO = ((b"content-type", b"application/proto"), (b"connect-protocol-version", b"1"))
 JSON = ((b"content-type", b"application/json"),)
 
 
@@ -41,29 +41,17 @@ class Caller:
         chunk_bytes: int = 64,
     ) -> tuple[int, bytes]:
         """One request; its status and body."""
-        chunks = [body[i : i + chunk_bytes] for i in range(0, len(body), chunk_bytes)] or [b""]
-        sent: list[dict] = []
-
-        async def receive() -> dict:
-            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
-
-        async def send(message: dict) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode("utf-8", "surrogateescape"),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"host", b"x"), *headers],
-            "client": ("192.0.2.7", 1),
-        }
-        asyncio.run(self._application(scope, receive, send))
-        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+        answered = asyncio.run(
+            call(
+                self._application,
+                body,
+                path=path,
+                method=method,
+                headers=((b"host", b"x"), *headers),
+                pieces=-(-len(body) // chunk_bytes) or 1,
+            )
+        )
+        return answered.status, answered.body
 
 
 def a_report() -> SubmitTbotEventRequest:

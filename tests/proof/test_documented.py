@@ -15,8 +15,8 @@ from otel_tbot import __version__
 from otel_tbot.bridge import Bridge
 from otel_tbot.event import ATTRIBUTES
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
+from tests.asgi import call
 from tests.bridging import PROCEDURE
-from tests.proof.asgi import call
 from tests.proof.recording import RecordingProxy
 from tests.servers import OtlpGrpcServer, OtlpHttpServer
 

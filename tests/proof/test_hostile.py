@@ -24,9 +24,9 @@ from otel_tbot.outcome import Outcome
 from otel_tbot.report import to_report
 from otel_tbot.service import build_application
 from otel_tbot.tbot_config import StartFlags, parse_config, read_event
+from tests.asgi import call
 from tests.bridging import PROCEDURE, BridgeProcess
 from tests.launching import CONSENT, LAUNCHER, Launch
-from tests.proof.asgi import call
 from tests.proof.mutation import CANARY, Mutator, draw_seeds
 from tests.servers import OtlpHttpServer
 from tests.test_relay import Command
