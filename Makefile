@@ -32,7 +32,7 @@ test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real Open
 
 .PHONY: proof
 proof: $(VENV)/.developed reporter ## Try every promise of docs/privacy.md against the built wheel, and print a table
-	@$(BIN)/python -m tests.proof --numprocesses=2 --dist=worksteal $(PROOF)
+	@$(BIN)/python -m tests.proof --numprocesses=3 --dist=worksteal $(PROOF)
 
 .PHONY: check
 check: lint types docs-check ## Run every check that runs no product code
