@@ -53,9 +53,14 @@ class _Relay:
         self._has_report = False
 
     def take(self, connection: socket.socket, accepted_at: float) -> None:
-        """Serves *connection* in a thread of its own."""
-        # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, before it runs.
-        _thread.start_new_thread(self._serve, (connection, accepted_at))
+        """Serves *connection* in a thread of its own; closes it where there can be none."""
+        try:
+            # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, before it runs.
+            _thread.start_new_thread(self._serve, (connection, accepted_at))
+        except RuntimeError:  # a limit of processes, or of memory
+            self._door.watch_no_more(connection)
+            connection.close()
+            self._door.release()
 
     def _serve(self, connection: socket.socket, accepted_at: float) -> None:
         request = _Request(connection, accepted_at + self._timeout_seconds, self._path_prefix, self._door)
@@ -199,8 +204,11 @@ class _Request:
 
 
 def _receive(connection: socket.socket, limit: float) -> bytes | None:
-    """What comes next from *connection*, b"" for its end, None where nothing has come by *limit*."""
-    connection.settimeout(max(limit - time.monotonic(), 0.001))
+    """What comes next from *connection*, b"" for its end, None where *limit* has passed first."""
+    remaining_seconds = limit - time.monotonic()
+    if remaining_seconds <= 0:
+        return None
+    connection.settimeout(remaining_seconds)
     try:
         return connection.recv(_PIECE_BYTES)
     except TimeoutError:

@@ -2,6 +2,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -438,3 +440,60 @@ def test_files_that_settings_name_are_those_of_the_caller_s_directory(tmp_path):
         assert str(tmp_path / "ca.pem").encode() not in Path(f"/proc/{relay}/environ").read_bytes()
         process.communicate()
         launch.wait_for_end()
+
+
+NO_THREADS = """
+import socket, sys, threading, types
+from otel_tbot import relay
+from otel_tbot.doorkeeper import Door
+
+def start_no_thread(*_):
+    raise RuntimeError("can't start new thread")
+
+door = Door(socket.socket(fileno=int(sys.argv[1])), timeout_seconds=60, report_start=b"POST /secret/")
+threading.Thread(target=door.keep, daemon=True).start()
+threading.Thread(target=lambda: (sys.stdin.read(), door.close()), daemon=True).start()
+relay._thread = types.SimpleNamespace(start_new_thread=start_no_thread)
+relay.serve(door, path_prefix="/secret", timeout_seconds=60)
+"""
+
+
+def test_a_relay_that_can_have_no_more_threads_ends_the_connection():
+    """At a limit of processes the report ends with an error at once, and the relay is not left behind."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-c", NO_THREADS, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+        )
+        port = listener.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        assert b"" == connection.recv(1)
+    process.communicate(timeout=60)
+
+    assert 0 == process.returncode
+
+
+def test_a_body_that_trickles_is_refused_at_the_limit():
+    """Chunks without end, none of them large, do not keep a connection beyond OTEL_TBOT_TIMEOUT."""
+    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(command.head() + b"Transfer-Encoding: chunked\r\n\r\n")
+            ended = threading.Event()
+
+            def trickle() -> None:
+                try:
+                    while not ended.is_set():
+                        connection.sendall(b"1;" + b"x" * 50 + b"\r\nx\r\n")
+                        ended.wait(0.0002)
+                except OSError:
+                    pass  # the other side has had enough
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            answer = connection.recv(4096)
+            ended.set()
+            thread.join()
+
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert (200, "") == command.report(one_shot())
