@@ -55,7 +55,7 @@ class _Relay:
     def take(self, connection: socket.socket, accepted_at: float) -> None:
         """Serves *connection* in a thread of its own; closes it where there can be none."""
         try:
-            # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, before it runs.
+            # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, at its start.
             _thread.start_new_thread(self._serve, (connection, accepted_at))
         except RuntimeError:  # a limit of processes, or of memory
             self._door.watch_no_more(connection)

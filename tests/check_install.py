@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.servers import OtlpHttpServer
 
 EXTRAS = ("", "[relay]", "[config]")
-RELAY_ALONE = ("connectrpc", "httptools", "uvicorn", "yaml")
+RELAY_ALONE = ("httptools", "uvicorn", "yaml")
 ON = {"TELEPORT_ANONYMOUS_TELEMETRY": "1", "OTEL_TBOT_TIMEOUT": "60000"}
 
 EMIT = """
@@ -114,7 +114,7 @@ def test_commands_that_need_the_relay_say_so(installed, command):
     finished = environment.run("otel-tbot", command, status=2, **ON)
 
     assert f"otel-tbot: {command}: needs the extra `relay`: pip install 'otel-tbot[relay]'\n" == finished.stderr
-    assert not any(environment.has(module) for module in ("connectrpc", "httptools", "uvicorn"))
+    assert not any(environment.has(module) for module in ("httptools", "uvicorn"))
 
 
 def test_doctor_says_what_is_installed(installed):
