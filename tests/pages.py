@@ -9,9 +9,9 @@ from typing import Final
 
 from tests.conftest import ROOT
 
-_FENCE: Final = re.compile(r"^```(\S*)$")
-_RUN: Final = re.compile(r"^<!-- run: (.+) -->$")
-_NEED: Final = re.compile(r"^\*Needs (.+)\.\*$")
+_FENCE: Final = re.compile(r"^( *)```(\S*)$")
+_RUN: Final = re.compile(r"^ *<!-- run: (.+) -->$")
+_NEED: Final = re.compile(r"^ *\*Needs (.+)\.\*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +38,24 @@ class Page:
         self.text = path.read_text(encoding="utf-8")
 
     def examples(self) -> Iterator[Example]:
-        """Its fenced blocks, in order."""
-        before, language, start, block = "", None, 0, []
+        """Its fenced blocks, in order, also those in lists."""
+        before, language, indent, start, block = "", None, "", 0, []
         for number, line in enumerate(self.text.splitlines(), 1):
+            found = _FENCE.match(line)
             if language is not None:
-                if line == "```":
+                if found and not found.group(2):
                     yield _to_example(f"{self.name}:{start}", language, "\n".join(block) + "\n", before)
                     language, before = None, ""
                 else:
-                    block.append(line)
-            elif found := _FENCE.match(line):
-                language, start, block = found.group(1), number, []
+                    block.append(line.removeprefix(indent))
+            elif found:
+                (indent, language), start, block = found.groups(), number, []
             elif line.strip():
                 before = line
 
     def prose(self) -> str:
         """Its text without its fenced blocks."""
-        return re.sub(r"^```\S*\n.*?^```$", "", self.text, flags=re.MULTILINE | re.DOTALL)
+        return re.sub(r"^ *```\S*\n.*?^ *```$", "", self.text, flags=re.MULTILINE | re.DOTALL)
 
     def anchors(self) -> set[str]:
         """What a link can point at: each heading, as repository browsers spell it."""
