@@ -28,6 +28,8 @@ _PIECE_BYTES: Final = 16 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_HTTP: Final = Response(400)
 _BUSY: Final = to_error("resource_exhausted", "this relay has taken the one report it is for")
+# As if it had left already, which it is about to.
+_DONE: Final = to_error("unavailable", "this relay has sent the one report it is for")
 
 
 def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
@@ -51,6 +53,7 @@ class _Relay:
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._has_report = False
+        self._is_sent = False
 
     def take(self, connection: socket.socket, accepted_at: float) -> None:
         """Serves *connection* in a thread of its own; closes it where there can be none."""
@@ -71,10 +74,12 @@ class _Relay:
                 if event is None:
                     return
                 is_reporter = self._claim()
-                response = self._send(event, connection, accepted_at) if is_reporter else _BUSY
-                request.answer(
-                    to_answer(response, is_json=request.is_json) if isinstance(response, Outcome) else response
-                )
+                if is_reporter:
+                    outcome = self._send(event, connection, accepted_at)
+                    self._is_sent = True
+                    request.answer(to_answer(outcome, is_json=request.is_json))
+                else:
+                    request.answer(_DONE if self._is_sent else _BUSY)
         except OSError:
             pass  # nobody is there any more
         finally:
