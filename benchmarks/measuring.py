@@ -39,13 +39,15 @@ def become_reaper() -> None:
 class Run:
     """One command's run: `seconds` from its start to its end, `output`, and when the first of that came.
 
-    The `left_*` are those of a process that it left behind, 0 where there was none: seconds from the first output to
-    the end of it, its processor time and its largest resident memory.
+    `processor_seconds` is what all of it took, with what it left behind. The `left_*` are those of a process that it
+    left, 0 where there was none: seconds from the first output to its end, its processor time and its largest resident
+    memory.
     """
 
     seconds: float
     output: str
     output_after_seconds: float
+    processor_seconds: float
     left_seconds: float
     left_processor_seconds: float
     left_mib: float
@@ -71,7 +73,7 @@ def run_alone(command: Sequence[str | Path], environ: Mapping[str, str], *, stdi
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    _, status, ended = _wait_for(pid)
+    own, status, ended = _wait_for(pid)
     thread.join(_LIMIT_SECONDS)
     left = []
     while others := set(list_children(os.getpid())) - before:
@@ -79,12 +81,14 @@ def run_alone(command: Sequence[str | Path], environ: Mapping[str, str], *, stdi
     if status != 0:
         raise RuntimeError(f"{argv[0]} ended with {os.waitstatus_to_exitcode(status)}")
     usages = [usage for usage, _, _ in left]
+    left_processor_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
     return Run(
         seconds=ended - began,
         output=output[0].decode(),
         output_after_seconds=(first[0] or ended) - began,
         left_seconds=max([moment for _, _, moment in left], default=0) - first[0] if left and first[0] else 0,
-        left_processor_seconds=sum(usage.ru_utime + usage.ru_stime for usage in usages),
+        processor_seconds=own.ru_utime + own.ru_stime + left_processor_seconds,
+        left_processor_seconds=left_processor_seconds,
         left_mib=max([usage.ru_maxrss / 1024 for usage in usages], default=0),
     )
 

@@ -34,8 +34,12 @@ def _run() -> tuple[Path | str, ...]:
     return environment("pip") / "bin" / "otel-tbot", "run", "--"
 
 
-def _take(command: tuple[Path | str, ...], environ: Mapping[str, str]) -> Callable[[], float]:
-    return lambda: run_alone(command, PLAIN | environ).seconds
+def _take(command: tuple[Path | str, ...], environ: Mapping[str, str]) -> Callable[[], Mapping[str, float]]:
+    def measure() -> Mapping[str, float]:
+        run = run_alone(command, PLAIN | environ)
+        return {"": run.seconds, "processor": run.processor_seconds}
+
+    return measure
 
 
 def _add(*, to: Samples, of: Samples) -> Samples:
@@ -114,6 +118,11 @@ def measure_added(collector: Collector) -> list[Figure]:
         "a healthy collector, bytecode not written yet", added["uncompiled"], "ms", scale=1e3,
         base=slow["plain uncompiled"], at_most=1.2,
     )  # fmt: skip
+    for protocol, name in (("http/protobuf", "http"), ("grpc", "grpc")):
+        plain = taken[f"plain {name}: processor"]
+        ours = _add(to=taken["alone: processor"], of=taken[f"{name}: processor"])
+        figure.add(f"processor time: a plain SDK script, {protocol}", plain, "ms", scale=1e3)
+        figure.add(f"processor time: added with a healthy collector, {protocol}", ours, "ms", scale=1e3, base=plain)
     for name, samples in waiting.items():
         figure.add(f"a plain SDK script, a collector that is {name}", samples, "ms", scale=1e3)
     return [figure]
