@@ -270,7 +270,8 @@ class Door:
             self._cut_off.update(late)
         for connection in late:
             try:
-                # What serves it may still close it; the other side sees the end now.
+                # Behind an answer that has gone out already nobody reads it, since each one is the last.
+                connection.send(REFUSAL)
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it is closed already

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from otel_tbot.doorkeeper import REFUSAL
 from tests.launching import CONSENT, Launch
 
 KEEP = """
@@ -181,12 +182,12 @@ def read_until_end(connection: socket.socket) -> bool:
 
 
 def test_what_hangs_is_cut_off_and_its_process_ends():
-    """A connection that was taken and is never served ends near its limit, and the process does not stay behind it."""
+    """A connection that was taken and never served is refused near its limit, and the process does not stay behind."""
     with keeping(HANG, timeout_seconds=0.5, lifetime_seconds=600) as (port, process):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"POST /secret/ HTTP/1.1\r\n")
 
-            assert b"" == read_all(connection)
+            assert REFUSAL == read_all(connection)
         assert 0 == process.wait(60)
 
 
