@@ -168,20 +168,27 @@ def test_off_without_a_home_makes_no_more_calls(entrance, off, environ, tmp_path
     assert NOTHING == find_more(entrance, done, excepted)
 
 
+@pytest.fixture
+def turned_on(environ):
+    """The same with a yes, before a collector that accepts."""
+    with OtlpHttpServer() as server:
+        more = {VARIABLE: "1", "OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+        yield {**environ, **more}
+
+
 @pytest.mark.promise("off.calls")
 @pytest.mark.parametrize("entrance", ENTRANCES)
-def test_on_the_same_trace_shows_what_off_does_not_do(entrance, environ, tmp_path):
+def test_on_the_same_trace_shows_what_off_does_not_do(entrance, turned_on, refused, tmp_path):
     """With a yes each entrance opens a socket, so a trace that shows none is worth something."""
-    environ = {**environ, VARIABLE: "1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "3"
     command = to_command(entrance)
     if entrance == "bridge":
-        command = ["timeout", "--signal=TERM", "3", *command]
-    done = trace(command, environ, tmp_path)
+        # On a port that is taken, so that it ends.
+        command[-1] = refused.url.removeprefix("http://")
+    done = trace(command, turned_on, tmp_path)
 
     assert done.network()
-    # The relay ends with its command, which may be before it has come to that.
-    assert entrance == "run" or done.opened("opentelemetry")
+    # The relay ends with its command, which may be before it has come to that, and a bridge listens first.
+    assert entrance in ("run", "bridge") or done.opened("opentelemetry")
 
 
 def audited(entrance, environ):
@@ -209,11 +216,9 @@ def test_off_raises_no_audit_event_that_the_interpreter_does_not_raise_itself(en
 
 @pytest.mark.promise("off.audit")
 @pytest.mark.parametrize("entrance", [entrance for entrance in ENTRANCES if entrance != "bridge"])
-def test_on_the_same_hook_hears_what_off_does_not_do(entrance, environ):
+def test_on_the_same_hook_hears_what_off_does_not_do(entrance, turned_on):
     """With a yes each entrance makes a socket, and the hook hears it."""
-    environ = {**environ, VARIABLE: "1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "3"
-    done, _ = audited(entrance, environ)
+    done, _ = audited(entrance, turned_on)
 
     assert "socket.__new__" in done.seen
 
