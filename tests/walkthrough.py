@@ -19,10 +19,10 @@ from typing import Self
 
 import yaml
 
-from otel_tbot import anonymity
 from otel_tbot.event import TbotStart
 from otel_tbot.otlp import OtlpSender
 from otel_tbot.outcome import Outcome
+from otel_tbot.wire import load_encoder
 from tests.collector.otelcol import Collector
 from tests.conftest import ROOT
 from tests.launching import MEASURED
@@ -99,9 +99,9 @@ class Walkthrough:
             return  # the page's own collector hands on what it gets, to where nobody is
         before = len(self.events())
         event = TbotStart(run_mode="daemon", session_id=str(uuid.uuid4()))
-        record = anonymity.to_log_record(event, time_ns=1, resource=anonymity.to_resource(is_local=True))
+        body = load_encoder("log", is_local=True)([(event, 1)]).SerializeToString()
         sender = OtlpSender(self._collector.environ("http/protobuf", "log"), signal="log", deadline_seconds=60)
-        assert Outcome.ACCEPTED is sender.send([record])
+        assert Outcome.ACCEPTED is sender.send(body)
         sender.close()
         self._collector.wait_for_session(event.session_id)
         assert before + 1 == len(self.events())
