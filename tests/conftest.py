@@ -8,6 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Time is asserted in benchmarks/ only, and Hypothesis asserts 200 ms an example unless told otherwise.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
 # Under nohup, or in the background of a script, these are ignored, and a child would inherit that.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
