@@ -23,7 +23,7 @@ from benchmarks.table import Figure
 from tests.collector.otelcol import Collector
 from tests.servers import refusing_port, silent_server
 
-ROUNDS, SLOW_ROUNDS = 30, 3
+ROUNDS, SLOW_ROUNDS = 30, 5
 TIMEOUT_MS = 1000
 _MAX_MIB, _MAX_LEAVING_SECONDS = 50, 0.150
 _EXEC = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
@@ -99,8 +99,8 @@ def measure_added(collector: Collector) -> list[Figure]:
         "a healthy collector, http/protobuf", added["http"], "ms", scale=1e3, base=taken["plain http"], at_most=1.2
     )
     figure.add(
-        "a collector that refuses", added["refusing"], "ms", scale=1e3, base=added["http"], at_most=1.0,
-        goal="no more than a healthy one",
+        "a collector that refuses", added["refusing"], "ms", scale=1e3, base=added["http"], at_most=1.05,
+        goal="no more than a healthy one (within 5 %)",
     )  # fmt: skip
     figure.add("a plain SDK script, grpc", taken["plain grpc"], "ms", scale=1e3)
     figure.add("a healthy collector, grpc", added["grpc"], "ms", scale=1e3, base=taken["plain grpc"], at_most=1.2)
