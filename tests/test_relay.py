@@ -182,6 +182,30 @@ def test_a_silent_collector_is_unavailable_at_the_limit(fault, protocol):
         command.launch.wait_for_no_relay()
 
 
+HANGING_THREAD = """
+import threading
+start_really = threading.Thread.start
+def start(thread):
+    if thread.name == "otel-tbot":
+        threading.Event().wait()
+    start_really(thread)
+threading.Thread.start = start
+"""
+
+
+def test_a_sending_that_hangs_is_unavailable_at_the_limit_and_the_relay_leaves(tmp_path):
+    """A thread that never comes up, as where memory runs out, costs the report and neither tbot's time nor a relay."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_THREAD)
+    with OtlpHttpServer() as server:
+        environ = {"OTEL_TBOT_TIMEOUT": "2000", "PYTHONPATH": str(tmp_path)} | endpoint(server.url)
+        with running(environ) as command:
+            command.wait_until_served()
+            assert (503, "unavailable") == command.report(one_shot())
+            command.launch.wait_for_no_relay()
+
+    assert not server.requests
+
+
 def test_a_daemon_s_event_may_take_longer_than_a_one_shot_s():
     """A daemon does not wait for its report, so its limit is not OTEL_TBOT_TIMEOUT."""
     gate = threading.Event()
