@@ -24,10 +24,6 @@ for number, handler in (
 # The proof is run by `make proof`, against the installed wheel; beside the checkout it would prove nothing.
 collect_ignore = [] if "OTEL_TBOT_PROOF_WHEELS" in os.environ else ["proof"]
 
-# A machine that is slow for a moment is no fault of what is tested.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
-
 REQUIRED = os.environ.get("OTEL_TBOT_REQUIRE_COLLECTOR") == "1"
 ROOT = Path(__file__).parent.parent
 
