@@ -147,8 +147,9 @@ def measure_bridge(collector: Collector) -> list[Figure]:
         ("p99", "as fast as they are answered"),
         ("paced p99", f"{PACED_REPORTS // PACED_SECONDS} a second"),
     ):
-        limit = taken[f"noop: {part}"].median + 2 * export.median
+        limit = taken[f"connectrpc: {part}"].median + 2 * export.median
         figure.add(f"our service around nothing: 99th percentile, {pace}", taken[f"noop: {part}"], "ms", scale=1e3)
+        figure.add(f"{_EMPTY['connectrpc']}: 99th percentile, {pace}", taken[f"connectrpc: {part}"], "ms", scale=1e3)
         figure.add(
             f"the bridge: 99th percentile, {pace}", taken[f"bridge: {part}"], "ms", scale=1e3,
             goal=f"median at most {limit * 1e3:.1f} ms", is_met=taken[f"bridge: {part}"].median <= limit,

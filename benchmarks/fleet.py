@@ -40,7 +40,7 @@ def measure_fleet(_collector: Collector) -> list[Figure]:
     """Each start is a connection and a report of its own; every event must be behind the gateway."""
     with TemporaryDirectory() as folder, ExitStack() as stack:
         fleet = stack.enter_context(Fleet(str(COLLECTOR), Path(folder)))
-        environ = PLAIN | {"OTEL_EXPORTER_OTLP_ENDPOINT": fleet.url}
+        environ = PLAIN | {"OTEL_EXPORTER_OTLP_ENDPOINT": fleet.agent.url}
         command = (BIN / "otel-tbot", "bridge", "--listen", "127.0.0.1:0")
         bridges = [stack.enter_context(serving(command, environ)) for _ in range(BRIDGES)]
         processes = {"bridge": [pid for _, pid in bridges], "agent": [fleet.agent.pid], "gateway": [fleet.gateway.pid]}

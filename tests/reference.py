@@ -40,6 +40,17 @@ def to_resource_table() -> str:
     return to_table(("Attribute", "Allowed values", "Always there"), rows)
 
 
+def to_performance_table() -> str:
+    """Each figure that has a goal, as benchmarks/RESULTS.md has it: minimum, median, goal, and whether it is met."""
+    rows = []
+    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[-1] in ("met", "**missed**"):
+            what, minimum, median, _, goal, verdict = cells
+            rows.append((what, minimum, median, goal, verdict))
+    return to_table(("What", "Minimum", "Median", "Goal", ""), rows)
+
+
 def find_commands() -> dict[str, argparse.ArgumentParser]:
     """The parsers of the commands, by name."""
     actions = build_parser()._actions  # noqa: SLF001  # argparse has no other way

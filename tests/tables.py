@@ -203,6 +203,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "limits": reference.to_limit_table,
     "metrics": reference.to_metric_table,
     "panels": to_panel_table,
+    "performance": reference.to_performance_table,
     "kit": reference.to_kit_table,
     "kit variables": reference.to_kit_variable_table,
     "targets": reference.to_target_table,

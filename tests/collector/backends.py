@@ -1,6 +1,7 @@
 """The real back ends, built from Go modules by `make backends`: Prometheus, Loki and Jaeger, on free loopback ports."""
 
 import subprocess
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from tests.polling import poll_until
 PROGRAMS = ROOT / "build" / "backends"
 
 
-class Backend:
+class Backend(ABC):
     """One back end; `urls` has what collectors and queries need, once it is ready."""
 
     name = ""
@@ -55,9 +56,9 @@ class Backend:
         self._process.kill()
         self._process.wait()
 
+    @abstractmethod
     def configure(self, ports: list[int]) -> list[str]:
         """Writes what it needs into its folder; its arguments."""
-        raise NotImplementedError
 
     def write(self, configuration: object) -> str:
         """The path of a file with *configuration*."""

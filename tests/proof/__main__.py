@@ -84,7 +84,8 @@ def copy_suite() -> None:
     shutil.rmtree(SUITE, ignore_errors=True)
     shutil.copytree(CHECKOUT / "tests", SUITE / "tests", ignore=shutil.ignore_patterns("__pycache__", "broken"))
     shutil.copyfile(CHECKOUT / "pyproject.toml", SUITE / "pyproject.toml")
-    shutil.copytree(CHECKOUT / "docs", SUITE / "docs")
+    for folder in ("docs", "semantic-conventions"):
+        shutil.copytree(CHECKOUT / folder, SUITE / folder)
     (SUITE / "build").mkdir()
     shutil.copy(CHECKOUT / "build" / "reporter", SUITE / "build" / "reporter")
 

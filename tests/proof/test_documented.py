@@ -7,6 +7,7 @@ import string
 from collections import defaultdict
 
 import pytest
+import yaml
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -17,6 +18,7 @@ from otel_tbot.event import ATTRIBUTES
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from tests.asgi import call
 from tests.bridging import PROCEDURE
+from tests.conftest import ROOT
 from tests.proof.recording import RecordingProxy
 from tests.servers import OtlpGrpcServer, OtlpHttpServer
 
@@ -171,11 +173,33 @@ def test_the_wire_shows_the_documented_keys_types_and_values_and_no_others(signa
                     events += 1
     assert count == events
     assert set(DOCUMENTED) == set(values)
+    check_registry(values, {"log": "event.tbot.start", "span": "span.tbot.start"}[signal])
     assert {"one-shot", "daemon"} == values["tbot.run_mode"]
     assert {*JOIN_TYPES, "_OTHER"} == values["tbot.join_type"]
     assert all("_OTHER" in values[key] for key in OPTIONAL)
     assert {0, 2**31 - 1} <= values["tbot.destinations_other"]
     cases.add(events)
+
+
+def check_registry(values, group_id):
+    """Keys and values are those of the published registry, in the group of the signal, and so are their types."""
+    registry = yaml.safe_load((ROOT / "semantic-conventions" / "tbot.yaml").read_text(encoding="utf-8"))
+    groups = {group["id"]: group for group in registry["groups"]}
+    defined = {attribute["id"]: attribute for attribute in groups["registry.tbot"]["attributes"]}
+    published = {a["ref"]: {"type": "string", **defined.get(a["ref"], {}), **a} for a in groups[group_id]["attributes"]}
+
+    assert set(published) == set(values)
+    for key, attribute in published.items():
+        kind, rule = attribute["type"], attribute.get("annotations", {}).get("otel_tbot", {})
+        for value in values[key]:
+            if kind == "int":
+                assert rule["minimum"] <= value <= rule["maximum"]
+            elif isinstance(kind, dict):
+                assert value in [member["value"] for member in kind["members"]]
+            else:
+                may_be_other = value == "_OTHER" and "_OTHER" in attribute["examples"]
+                assert "string" == kind
+                assert may_be_other or re.fullmatch(rule["pattern"], value), key
 
 
 def check_resource(group):
