@@ -27,18 +27,19 @@ _EMIT = "import otel_tbot; otel_tbot.emit(otel_tbot.TbotStart(run_mode='one-shot
 def measure_library(collector: Collector) -> list[Figure]:
     """`import otel_tbot`, `emit` off, and `emit` on beside a hand-written pipeline of the SDK."""
     on = PLAIN | CONSENT | collector.environ("http/protobuf", "log")
-    python = environment("pip") / "bin" / "python"
+    # -P, or the checkout in the working directory would be what is imported.
+    python = (environment("pip") / "bin" / "python", "-P")
     taken = interleave(
         {
-            "bare": lambda: run_alone((python, "-c", "pass"), PLAIN).seconds,
-            "import": lambda: run_alone((python, "-c", "import otel_tbot"), PLAIN).seconds,
+            "bare": lambda: run_alone((*python, "-c", "pass"), PLAIN).seconds,
+            "import": lambda: run_alone((*python, "-c", "import otel_tbot"), PLAIN).seconds,
         },
         ROUNDS,
     )
     scripts = interleave(
         {
-            "plain": lambda: run_alone((python, _SCRIPT, "http/protobuf"), on).seconds,
-            "emit": lambda: run_alone((python, "-c", _EMIT), on).seconds,
+            "plain": lambda: run_alone((*python, _SCRIPT, "http/protobuf"), on).seconds,
+            "emit": lambda: run_alone((*python, "-c", _EMIT), on).seconds,
         },
         ROUNDS // 3,
     )
