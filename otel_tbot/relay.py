@@ -5,11 +5,11 @@ and no server's framework, whose imports (asyncio, uvicorn: 90 ms of processor t
 The time limits count from when a connection was accepted.
 """
 
-import _thread
 import os
 import socket
 import threading
 import time
+from queue import SimpleQueue
 from typing import Final
 
 import httptools
@@ -38,10 +38,18 @@ def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
     A report on *path_prefix* is answered within *timeout_seconds* of its connection, a daemon's within 10 s; a
     connection that brings none in *timeout_seconds* is refused.
     """
-    door.open_to(_Relay(door, path_prefix, timeout_seconds).take)
-    # The report is seldom there already, and importing what sends it is what would take most of its time.
-    sending.load(os.environ)
-    threading.Event().wait()
+    relay = _Relay(door, path_prefix, timeout_seconds)
+    taken: SimpleQueue[tuple[socket.socket, float]] = SimpleQueue()
+    # By this thread and not by the door's: where a thread dies at its start, for want of memory, the one that starts it
+    # waits for good, and it is the door that then ends what hangs.
+    door.open_to(lambda connection, accepted_at: taken.put((connection, accepted_at)))
+    try:
+        # The report is seldom there already, and importing what sends it is what would take most of its time.
+        threading.Thread(target=sending.load, args=(os.environ,), daemon=True).start()
+    except RuntimeError:
+        pass  # there can be no more threads; sending imports what it needs
+    while True:
+        relay.take(*taken.get())
 
 
 class _Relay:
@@ -58,8 +66,7 @@ class _Relay:
     def take(self, connection: socket.socket, accepted_at: float) -> None:
         """Serves *connection* in a thread of its own; closes it where there can be none."""
         try:
-            # Not threading.Thread, whose start waits for good where the thread dies, for want of memory, at its start.
-            _thread.start_new_thread(self._serve, (connection, accepted_at))
+            threading.Thread(target=self._serve, args=(connection, accepted_at), daemon=True).start()
         except RuntimeError:  # a limit of processes, or of memory
             self._door.watch_no_more(connection)
             connection.close()

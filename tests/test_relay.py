@@ -471,13 +471,14 @@ import socket, sys, threading, types
 from otel_tbot import relay
 from otel_tbot.doorkeeper import Door
 
-def start_no_thread(*_):
-    raise RuntimeError("can't start new thread")
+class NoThread(threading.Thread):
+    def start(self):
+        raise RuntimeError("can't start new thread")
 
 door = Door(socket.socket(fileno=int(sys.argv[1])), timeout_seconds=60, report_start=b"POST /secret/")
 threading.Thread(target=door.keep, daemon=True).start()
 threading.Thread(target=lambda: (sys.stdin.read(), door.close()), daemon=True).start()
-relay._thread = types.SimpleNamespace(start_new_thread=start_no_thread)
+relay.threading = types.SimpleNamespace(**{**vars(threading), "Thread": NoThread})
 relay.serve(door, path_prefix="/secret", timeout_seconds=60)
 """
 
