@@ -226,10 +226,10 @@ def to_command(reporter, *, reports, warns=True):
     return ["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7", *([] if reports else ["-report=false"])]
 
 
-def timed(launch, command, launcher, **options):
+def timed(launch, command, launcher):
     """A finished command, and the seconds that it took."""
     began = time.monotonic()
-    finished = launch.run(command, launcher=launcher, **options)
+    finished = launch.run(command, launcher=launcher)
     return finished, time.monotonic() - began
 
 
@@ -253,11 +253,14 @@ class Compared:
     told: str
 
 
-def compare(reporter, environ, before=(), *, warns=True, **options):
-    """Runs the command alone and behind `run` under *environ*; status and output have to be the same."""
+def compare(reporter, environ, before=(), *, around=(), warns=True):
+    """Runs the command alone and behind `run` under *environ*; status and output have to be the same.
+
+    *around* stands in front of both, *before* in front of `run` alone.
+    """
     launch = Launch({**BASIC, **CONSENT, **environ})
-    plain, plain_seconds = timed(launch, to_command(reporter, reports=False, warns=warns), (), **options)
-    finished, seconds = timed(launch, to_command(reporter, reports=True, warns=warns), (*before, *LAUNCHER), **options)
+    plain, plain_seconds = timed(launch, to_command(reporter, reports=False, warns=warns), around)
+    finished, seconds = timed(launch, to_command(reporter, reports=True, warns=warns), (*around, *before, *LAUNCHER))
     ended = time.monotonic()
     poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=90)
 
@@ -318,16 +321,14 @@ def test_without_a_fault_the_same_one_shot_is_told_that_its_event_arrived(protoc
 @pytest.mark.parametrize("files", [8, 9, 10, 11, 12, 16])
 def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
     """At limits that let tbot itself run, status, output and time are the same, and what it is told is true."""
-
-    def prepare():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
+    # By a shell and not between fork and exec, where gRPC's own handlers in this process ran out of descriptors.
+    limit = ("sh", "-c", f'ulimit -n {files}; exec "$@"', "sh")
     with OtlpHttpServer() as server:
 
         def attempt():
             before = len(server.requests)
             environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
-            compared = compare(reporter, environ, warns=False, preexec_fn=prepare)
+            compared = compare(reporter, environ, around=limit, warns=False)
             assert not compared.told.startswith("ok ") or before + 1 == len(server.requests)
             return compared
 
