@@ -1,7 +1,6 @@
 import fcntl
 import os
 import re
-import resource
 import shutil
 import signal
 import stat
@@ -105,22 +104,32 @@ def test_run_takes_back_what_python_did_to_the_locale(environment, consent):
     assert "LC_CTYPE" in ENVIRONMENTS[environment] or "LC_CTYPE" not in behind.stdout
 
 
+# Executes its arguments as a caller would that has set all of this; what Python ignores for itself is at its default.
+PREPARED = (
+    sys.executable,
+    "-c",
+    """
+import os, resource, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGINT, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD])
+os.umask(0o027)
+os.nice(3)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+os.execvp(sys.argv[1], sys.argv[1:])
+""",
+)
+
+
 def test_run_keeps_what_the_caller_set_for_the_process():
     """Ignored and blocked signals, umask, priority and limits of the caller reach the command, relay or not."""
-
-    def prepare() -> None:
-        for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD])
-        os.umask(0o027)
-        os.nice(3)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
-
     for consent in ({}, CONSENT):
         launch = Launch(BASIC | consent, is_measured=False)
         for probe in ("status", "limits", "session and priority"):
-            direct = launch.run(PROBES[probe], launcher=(), preexec_fn=prepare)
-            behind = launch.run(PROBES[probe], preexec_fn=prepare)
+            direct = launch.run(PROBES[probe], launcher=PREPARED)
+            behind = launch.run(PROBES[probe], launcher=(*PREPARED, *LAUNCHER))
 
             assert direct.stdout == behind.stdout
             assert "" == behind.stderr
@@ -473,11 +482,9 @@ def test_few_descriptors_keep_no_command_from_starting():
     """At whatever limit the interpreter itself can start, tbot starts, and its report goes to loopback."""
     for limit in range(6, 24, 2):
         launch = Launch(BASIC | CONSENT, is_measured=False)
+        limited = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *LAUNCHER)
 
-        def prepare(limit: int = limit) -> None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-        finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], preexec_fn=prepare)
+        finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=limited)
         launch.wait_for_end()
 
         assert 0 == finished.returncode
@@ -542,7 +549,7 @@ def test_a_closed_stderr_is_no_matter():
     """Where nobody can read the line, tbot starts all the same."""
     launch = Launch(BASIC | CONSENT | {"OTEL_TBOT_TIMEOUT": "canary"})
 
-    finished = launch.run(["sh", "-c", "exit 7"], preexec_fn=lambda: os.close(2))
+    finished = launch.run(["sh", "-c", "exit 7"], launcher=("sh", "-c", 'exec "$@" 2>&-', "sh", *LAUNCHER))
 
     assert 7 == finished.returncode
     launch.wait_for_end()
