@@ -201,9 +201,11 @@ def _show_search(requests: Sequence[_Request], planted: str, screen: _Screen) ->
         "the working directory": os.getcwd(),
     }
     screen.head("Looked for in it")
+    everybodys = _describe_request_of_anybody()
     found = []
     for what, text in sought.items():
-        if _is_everybodys(text):
+        # So short or common that a request from any machine may hold it.
+        if len(text) < _FEW_CHARACTERS or text in everybodys:
             continue
         is_there = text in sent
         screen.row(what, screen.paint("THERE", "bad") if is_there else screen.paint("not there", "good"))
@@ -211,13 +213,13 @@ def _show_search(requests: Sequence[_Request], planted: str, screen: _Screen) ->
     return found
 
 
-def _is_everybodys(text: str) -> bool:
-    """Whether *text* is so short or common that a request from any machine may hold it. Pure."""
+def _describe_request_of_anybody() -> str:
+    """All that a request from any machine holds."""
     from otel_tbot.event import TbotStart
     from otel_tbot.preview import to_preview
 
     request = to_preview(TbotStart(run_mode="one-shot"), {}, signal="log")
-    return len(text) < _FEW_CHARACTERS or text in request.body + request.way
+    return request.body + request.way
 
 
 def _count(requests: Sequence[_Request]) -> str:

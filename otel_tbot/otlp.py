@@ -144,7 +144,7 @@ class _HttpTransport:
     def __init__(self, environ: Mapping[str, str], signal: str) -> None:
         url = urlsplit(settings.resolve_endpoint(environ, signal))
         self._judge = load_judge(signal)
-        self._compress = _COMPRESSIONS[settings.COMPRESSION.resolve(environ, signal)]
+        self._compress = COMPRESSIONS[settings.COMPRESSION.resolve(environ, signal)]
         self._target = quote(url.path or "/", safe=_TARGET_SAFE)
         if url.query:
             self._target += "?" + quote(url.query, safe=_TARGET_SAFE)
@@ -258,11 +258,12 @@ def _compress_deflate(body: bytes) -> bytes:
     return zlib.compress(body)
 
 
-_COMPRESSIONS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+COMPRESSIONS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "none": bytes,
     "gzip": _compress_gzip,
     "deflate": _compress_deflate,
 }
+"""What a body becomes under each value of OTEL_EXPORTER_OTLP_COMPRESSION."""
 
 
 class _GrpcTransport:

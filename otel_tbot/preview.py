@@ -1,9 +1,7 @@
 """`otel-tbot preview`: a `TbotStart` goes in, the request that would carry it comes out, and nothing is sent."""
 
-import gzip
 import json
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +33,5 @@ def _describe(body: bytes, environ: Mapping[str, str], signal: str) -> str:
     compression = settings.COMPRESSION.resolve(environ, signal)
     size = f"{len(body)} bytes"
     if compression != "none":
-        packed = gzip.compress(body, mtime=0) if compression == "gzip" else zlib.compress(body)
-        size += f", {len(packed)} with {compression}"
+        size += f", {len(otlp.COMPRESSIONS[compression](body))} with {compression}"
     return f"to {endpoint} over {protocol}, {size}"

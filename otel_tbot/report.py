@@ -9,6 +9,9 @@ from otel_tbot.errors import EventError
 from otel_tbot.event import TbotStart
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, TbotStartEvent
 
+PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+"""Where a report is posted, behind the address that tbot was given."""
+
 _RUN_MODES: Final = {
     TbotStartEvent.RUN_MODE_ONE_SHOT: "one-shot",
     TbotStartEvent.RUN_MODE_DAEMON: "daemon",

@@ -19,9 +19,7 @@ from otel_tbot.errors import EventError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
-from otel_tbot.report import parse_report
-
-PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+from otel_tbot.report import PROCEDURE, parse_report
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 """A report has some two hundred bytes."""

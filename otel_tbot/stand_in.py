@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 from otel_tbot.consent import is_granted
 from otel_tbot.event import TbotStart
 from otel_tbot.launcher import ADDRESS_VARIABLE
-from otel_tbot.report import to_report
+from otel_tbot.report import PROCEDURE, to_report
 from otel_tbot.tbot_config import HELPER_VARIABLE, HELPER_VERSION_VARIABLE
 
 VERSION: Final = "18.4.1"
 
 _WAIT_SECONDS: Final = 10.0
-_PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
 _HEADERS: Final = {
     "Content-Type": "application/proto",
     "Connect-Protocol-Version": "1",
@@ -54,7 +53,7 @@ def _report(event: TbotStart, address: str) -> str:
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_WAIT_SECONDS)
     body = iter([to_report(event).SerializeToString()])
     try:
-        connection.request("POST", url.path + _PROCEDURE, body, _HEADERS, encode_chunked=True)
+        connection.request("POST", url.path + PROCEDURE, body, _HEADERS, encode_chunked=True)
         response = connection.getresponse()
         if response.status == http.client.OK:
             return "the report was accepted"

@@ -2,8 +2,8 @@
 
 Made of OTLP's own messages. The SDK's records and encoder would make the same bytes (tests/test_wire.py compares), but
 importing them takes longer than all else that a relay does, and encoding with them twice as long (benchmarks).
-Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; opentelemetry-proto; DESIGN of this
-package for the rest.
+Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; opentelemetry-proto;
+docs/reference/event.md for the rest.
 """
 
 import os
