@@ -28,7 +28,7 @@ test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real Open
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
-	$(if $(TESTS),,$(BIN)/python -m tests.check_coverage)
+	$(if $(TESTS),,@$(BIN)/python -m coverage report)
 
 .PHONY: proof
 proof: $(VENV)/.developed reporter ## Try every promise of docs/privacy.md against the built wheel, and print a table
@@ -41,7 +41,7 @@ check: lint types docs-check ## Run every check that runs no product code
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell --skip '*.sum,*.mod' *.md docs otel_tbot tests benchmarks collector-config deploy semantic-conventions
+	$(BIN)/codespell --skip '*.sum,*.mod' *.md docs otel_tbot tests tools benchmarks collector-config deploy semantic-conventions
 	$(BIN)/yamllint --strict collector-config deploy semantic-conventions .pre-commit-config.yaml .yamllint
 
 .PHONY: types
@@ -50,11 +50,11 @@ types: $(VENV)/.developed
 
 .PHONY: docs
 docs: $(VENV)/.developed ## Write the generated parts of pages, guard and registry anew from the code
-	$(BIN)/python -m tests.tables
+	$(BIN)/python -m tools.generate
 
 .PHONY: docs-check
 docs-check: $(VENV)/.developed
-	$(BIN)/python -m tests.tables --check
+	$(BIN)/python -m tools.generate --check
 
 .PHONY: format
 format: $(VENV)/.developed ## Format the code
@@ -63,7 +63,7 @@ format: $(VENV)/.developed ## Format the code
 
 .PHONY: proto
 proto: $(VENV)/.proto ## Generate the code of tbot's protocol anew
-	tests/generate_protocol.sh $(VENV)/proto/bin/python .
+	tools/generate_protocol.sh $(VENV)/proto/bin/python .
 
 .PHONY: collector
 collector: $(COLLECTOR) ## Build the OpenTelemetry Collector from collector-config/builder.yaml (OTELCOL=/path uses another)
@@ -80,27 +80,26 @@ $(COLLECTOR): collector-config/builder.yaml
 .PHONY: reporter
 reporter: build/reporter
 
-build/reporter: $(wildcard tests/reporter/*.go tests/reporter/go.* tests/reporter/prehog/*.go tests/reporter/prehog/*/*.go)
+build/reporter: $(wildcard go/reporter/*.go go/reporter/go.* go/reporter/prehog/*.go go/reporter/prehog/*/*.go)
 	@mkdir -p build
-	cd tests/reporter && go build -o ../../build/reporter .
+	cd go/reporter && go build -o ../../build/reporter .
 
 .PHONY: bench
 bench: $(VENV)/.developed collector reporter ## Measure everything into benchmarks/RESULTS.md, or FIGURES="off on" to look
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(FIGURES)
 
-BACKENDS := prometheus jaeger loki
+BACKENDS := prometheus jaeger
 PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
-PACKAGE_loki := github.com/grafana/loki/v3/cmd/loki
 
 .PHONY: backends
-backends: $(BACKENDS:%=build/backends/%) ## Build Prometheus, Jaeger and Loki, against which the collector kit is tested
+backends: $(BACKENDS:%=build/backends/%) ## Build Prometheus and Jaeger, against which the collector kit is tested
 
-build/backends/%: tests/backends/%/go.mod tests/backends/%/go.sum
+build/backends/%: go/backends/%/go.mod go/backends/%/go.sum
 	@echo "building $*: a few minutes, once"
 	@mkdir -p build/backends
-	cd tests/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
+	cd go/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
 
 .PHONY: build
 build: $(VENV)/.packaged ## Build sdist and wheel into dist/, the wheel from the sdist, and check both
@@ -111,7 +110,7 @@ build: $(VENV)/.packaged ## Build sdist and wheel into dist/, the wheel from the
 
 .PHONY: test-install
 test-install: build $(VENV)/.developed ## Install the wheel into empty environments, with and without extras, and use it
-	$(BIN)/python -m pytest tests/check_install.py
+	$(BIN)/python -m pytest tests/repository/check_install.py
 
 .PHONY: test-lowest
 test-lowest: ## Run every test on the lowest versions that pyproject.toml declares

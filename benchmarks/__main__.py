@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import peers, table
-from benchmarks.measuring import COLLECTOR, ROOT, become_reaper, list_children
-from tests.collector.otelcol import Collector
+from benchmarks import competitors as peers
+from benchmarks import table
+from benchmarks.processes import COLLECTOR, ROOT, become_reaper, list_children
+from tests.support.otelcol import Collector
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 _LIMIT_SECONDS = 60 * 60

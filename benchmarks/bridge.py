@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.measuring import (
+from benchmarks.processes import (
     BIN,
     PLAIN,
     REPORTER,
@@ -19,10 +19,10 @@ from benchmarks.measuring import (
 )
 from benchmarks.table import Figure
 from otel_tbot.event import TbotStart
-from otel_tbot.otlp import OtlpSender
+from otel_tbot.otlp.client import OtlpSender
+from otel_tbot.otlp.encoding import load_encoder
 from otel_tbot.outcome import Outcome
-from otel_tbot.wire import load_encoder
-from tests.collector.otelcol import Collector
+from tests.support.otelcol import Collector
 
 REPORTS, ROUNDS, CONNECTIONS = 20_000, 5, 64
 PACED_REPORTS, PACED_SECONDS = 5_000, 5

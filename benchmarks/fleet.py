@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks.measuring import BIN, COLLECTOR, PLAIN, REPORTER, read_memory_mib, read_processor_seconds, serving
+from benchmarks.processes import BIN, COLLECTOR, PLAIN, REPORTER, read_memory_mib, read_processor_seconds, serving
 from benchmarks.table import Figure
-from tests.collector.otelcol import Collector
 from tests.collector.test_kit import Fleet
+from tests.support.otelcol import Collector
 
 STARTS, SECONDS, BRIDGES, CONNECTIONS = 10_000, 60, 2, 256
 _ARRIVAL_SECONDS: Final = 120

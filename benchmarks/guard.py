@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 import requests
 
-from benchmarks.measuring import COLLECTOR, interleave, read_processor_seconds
+from benchmarks.processes import COLLECTOR, interleave, read_processor_seconds
 from benchmarks.table import Figure
-from tests.collector.otelcol import Collector, KitCollector
 from tests.collector.test_guard import an_event
+from tests.support.otelcol import Collector, KitCollector
 
 EVENTS_A_REQUEST, REQUESTS, ROUNDS, THREADS = 100, 400, 5, 4
 _BARE = "{service: {pipelines: {logs/tbot: {processors: []}, traces/tbot: {processors: []}}}}"

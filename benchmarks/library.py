@@ -13,10 +13,10 @@ import timeit
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.measuring import BIN, CONSENT, PLAIN, ROOT, Samples, interleave, run_alone
-from benchmarks.peers import environment
+from benchmarks.competitors import environment
+from benchmarks.processes import BIN, CONSENT, PLAIN, ROOT, Samples, interleave, run_alone
 from benchmarks.table import Figure
-from tests.collector.otelcol import Collector
+from tests.support.otelcol import Collector
 
 ROUNDS, EMITS, EXPORTS = 60, 40, 60
 BATCH = 512

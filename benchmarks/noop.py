@@ -2,7 +2,7 @@
 
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.service import build_application
+from otel_tbot.tbot.connect import build_application
 
 
 async def deliver(_event: TbotStart) -> Outcome:

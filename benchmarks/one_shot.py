@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measuring import (
+from benchmarks.competitors import environment
+from benchmarks.processes import (
     CONSENT,
     PLAIN,
     REPORTER,
@@ -18,10 +19,9 @@ from benchmarks.measuring import (
     read_memory_mib,
     run_alone,
 )
-from benchmarks.peers import environment
 from benchmarks.table import Figure
-from tests.collector.otelcol import Collector
-from tests.servers import refusing_port, silent_server
+from tests.support.otelcol import Collector
+from tests.support.servers import refusing_port, silent_server
 
 ROUNDS, SLOW_ROUNDS = 30, 5
 TIMEOUT_MS = 1000
@@ -185,6 +185,6 @@ def _read_peak_mib(command: tuple[Path | str, ...], environ: Mapping[str, str]) 
 
 def _is_relay(pid: int) -> bool:
     try:
-        return b"doorkeeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"otel_tbot.relay" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

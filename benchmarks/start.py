@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measuring import BIN, CONSENT, PLAIN, interleave, run_alone
-from benchmarks.peers import OTEL_CLI, environment
+from benchmarks.competitors import OTEL_CLI, environment
+from benchmarks.processes import BIN, CONSENT, PLAIN, interleave, run_alone
 from benchmarks.table import Figure
-from tests.collector.otelcol import Collector
+from tests.support.otelcol import Collector
 
 ROUNDS = 60
 # Says when it was executed, by the clock that we start it by.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.measuring import Samples
+from benchmarks.processes import Samples
 
 _BEGIN, _END = "<!-- figures: `make bench` writes what follows -->", "<!-- end of figures -->"
 _HEAD: Final = ("what", "minimum", "median", "ratio", "goal", "")

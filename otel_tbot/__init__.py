@@ -5,7 +5,9 @@ Names are loaded on first use: `import otel_tbot` alone loads neither OpenTeleme
 
 TYPE_CHECKING = False  # type checkers take it as true; importing typing would double the start of `run`
 if TYPE_CHECKING:
+    from otel_tbot._version import __version__ as __version__
     from otel_tbot.consent import enabled as enabled
+    from otel_tbot.delivery import emit as emit
     from otel_tbot.errors import EventError as EventError
     from otel_tbot.errors import ExporterError as ExporterError
     from otel_tbot.errors import OtelTbotError as OtelTbotError
@@ -14,11 +16,9 @@ if TYPE_CHECKING:
     from otel_tbot.exporters import TbotLogRecordExporter as TbotLogRecordExporter
     from otel_tbot.exporters import TbotSpanExporter as TbotSpanExporter
     from otel_tbot.outcome import Outcome as Outcome
-    from otel_tbot.sending import emit as emit
-
-__version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "__version__": "otel_tbot._version",
     "EventError": "otel_tbot.errors",
     "ExporterError": "otel_tbot.errors",
     "OtelTbotError": "otel_tbot.errors",
@@ -27,7 +27,7 @@ _HOMES = {
     "TbotLogRecordExporter": "otel_tbot.exporters",
     "TbotSpanExporter": "otel_tbot.exporters",
     "TbotStart": "otel_tbot.event",
-    "emit": "otel_tbot.sending",
+    "emit": "otel_tbot.delivery",
     "enabled": "otel_tbot.consent",
 }
 

@@ -21,7 +21,7 @@ def main() -> "NoReturn":
             from otel_tbot.launcher import run
 
             sys.exit(run(command))
-    from otel_tbot.cli import main as main_of_cli
+    from otel_tbot.cli.main import main as main_of_cli
 
     sys.exit(main_of_cli(arguments))
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 CONSENT_VARIABLE = "TELEPORT_ANONYMOUS_TELEMETRY"
 SDK_DISABLED_VARIABLE = "OTEL_SDK_DISABLED"
+ADDRESS_VARIABLE = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
+"""tbot reports to this address instead of Teleport's own."""
 
 # Consent travels with the event as the name of who gave it.
 FROM_ENVIRONMENT = "environment"

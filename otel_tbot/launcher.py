@@ -7,13 +7,11 @@ would double the start. Whatever fails here, the command is executed all the sam
 import os
 import sys
 
-from otel_tbot.consent import CONSENT_VARIABLE, SDK_DISABLED_VARIABLE, is_granted
+from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, SDK_DISABLED_VARIABLE, is_granted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
-
-ADDRESS_VARIABLE: "Final" = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
 
 NOWHERE: "Final" = "http://127.0.0.1:0"
 """Where nothing can answer: without an address, tbot would report to Teleport over the internet."""
@@ -139,7 +137,7 @@ def _become_relay(listener_fd: int, command_fd: int, watch: str, command_pid: in
     # Not -m, which would look for modules in the working directory first; not -I, for PYTHONPATH may be how this
     # package is found at all. The secret path is in the environment, never in the arguments, which everybody can read.
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    start = "import sys; sys.path.append(sys.argv[1]); from otel_tbot.doorkeeper import main; main(*sys.argv[2:])"
+    start = "import sys; sys.path.append(sys.argv[1]); from otel_tbot.relay.process import main; main(*sys.argv[2:])"
     os.execv(sys.executable, [sys.executable, "-P", "-c", start, package_parent, watch, str(command_pid)])
 
 

@@ -3,10 +3,11 @@
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.support.checkout import REPORTER, find_collector, skip_or_fail
 
 # Time is asserted in benchmarks/ only, and Hypothesis asserts 200 ms an example unless told otherwise.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -24,9 +25,6 @@ for number, handler in (
 # The proof is run by `make proof`, against the installed wheel; beside the checkout it would prove nothing.
 collect_ignore = [] if "OTEL_TBOT_PROOF_WHEELS" in os.environ else ["proof"]
 
-REQUIRED = os.environ.get("OTEL_TBOT_REQUIRE_COLLECTOR") == "1"
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,26 +34,18 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def skip_or_fail(reason: str) -> None:
-    """Skips with *reason*, which is a failure where everything has to run."""
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def reporter() -> str:
     """The path of the reporter in Go, which stands for tbot."""
-    path = ROOT / "build" / "reporter"
-    if not path.exists():
+    if not REPORTER.exists():
         skip_or_fail("the reporter was not built: `make reporter` needs Go")
-    return str(path)
+    return str(REPORTER)
 
 
 @pytest.fixture(scope="session")
 def otelcol() -> str:
     """The path of the OpenTelemetry Collector: OTELCOL, or what `make collector` built."""
-    path = Path(os.environ.get("OTELCOL") or ROOT / "build" / "collector" / "otelcol")
+    path = find_collector()
     if not path.exists():
         skip_or_fail("the OpenTelemetry Collector was not built: `make collector` needs Go, or set OTELCOL")
     return str(path)

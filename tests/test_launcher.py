@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.launching import CONSENT, LAUNCHER, Launch
-from tests.polling import poll_until
+from tests.support.checkout import ROOT
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT, LAUNCHER, Launch
 
 ADDRESS = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
 NOWHERE = "http://127.0.0.1:0"

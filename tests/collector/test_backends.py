@@ -15,12 +15,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServ
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from otel_tbot.event import ATTRIBUTES, TbotStart
-from otel_tbot.wire import describe_resource, load_encoder
-from tests.collector.backends import Jaeger, Loki, Prometheus
-from tests.collector.otelcol import CONFIG, KitCollector, find_free_port
-from tests.collector.panels import DASHBOARD, EVENTS, EXPECTED, resolve, to_shown
+from otel_tbot.otlp.encoding import describe_resource, load_encoder
 from tests.collector.test_kit import answers, post
-from tests.polling import poll_until
+from tests.support.backends import Jaeger, Loki, Prometheus
+from tests.support.otelcol import CONFIG, KitCollector, find_free_port
+from tests.support.polling import poll_until
+from tools.panels import DASHBOARD, EVENTS, EXPECTED, resolve, to_shown
 
 PATHS = {"log": "/v1/logs", "span": "/v1/traces"}
 # What Loki adds of its own: the severity, how it guessed the level, and which program it was.

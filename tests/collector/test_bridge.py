@@ -7,12 +7,12 @@ import uuid
 import pytest
 import requests
 
-from tests.bridging import PROCEDURE, BridgeProcess
-from tests.collector.otelcol import Collector, OtelcolProcess, find_free_port, to_values
 from tests.collector.test_run import RESOURCE, SCOPE, attributes_of, report
 from tests.collector.test_ways import parts_of, request_of
-from tests.launching import CONSENT
-from tests.polling import poll_until
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.otelcol import Collector, OtelcolProcess, find_free_port, to_values
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT
 
 REPORTS = 50_000
 KILLS = 5

@@ -9,12 +9,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServ
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from otel_tbot.event import ATTRIBUTES, TbotStart
-from otel_tbot.otlp import to_json
-from otel_tbot.wire import load_encoder
-from tests import tables
-from tests.collector.hostile import CANARY, plant_everywhere
-from tests.collector.otelcol import CONFIG, KitCollector
-from tests.polling import poll_until
+from otel_tbot.otlp.client import to_json
+from otel_tbot.otlp.encoding import load_encoder
+from tests.support.hostile_otlp import CANARY, plant_everywhere
+from tests.support.otelcol import CONFIG, KitCollector
+from tests.support.polling import poll_until
+from tools import generate as tables
 
 SECOND_NS = 1_000_000_000
 # As text, and as JSON writes bytes.

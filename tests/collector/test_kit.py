@@ -10,10 +10,10 @@ import trustme
 import yaml
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from tests.collector.otelcol import CONFIG, Collector, KitCollector
 from tests.collector.test_bridge import session_ids_of
 from tests.collector.test_guard import an_event, record_of
-from tests.polling import poll_until
+from tests.support.otelcol import CONFIG, Collector, KitCollector
+from tests.support.polling import poll_until
 
 FILES = sorted(
     path for path in CONFIG.glob("*.yaml") if path.name not in ("builder.yaml", "compose.yaml", "guard.yaml")

@@ -8,8 +8,8 @@ import pytest
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from otel_tbot import __version__
-from tests.collector.otelcol import Collector, to_values
-from tests.launching import CONSENT, Launch
+from tests.support.otelcol import Collector, to_values
+from tests.support.processes import CONSENT, Launch
 
 BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
 # Long, since a shared machine can be slow; what is asserted here is what arrives, not when.

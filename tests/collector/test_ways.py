@@ -6,11 +6,11 @@ import uuid
 import pytest
 import requests
 
-from tests.application import CANARY, WAYS, run_application
-from tests.collector.otelcol import Collector, to_values
 from tests.collector.test_run import BASIC, RESOURCE, SCOPE
-from tests.launching import CONSENT, LAUNCHER, MEASURED
-from tests.polling import poll_until
+from tests.support.application import CANARY, WAYS, run_application
+from tests.support.otelcol import Collector, to_values
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT, LAUNCHER, MEASURED
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ from typing import Any
 
 import requests
 
-from tests.application import ORDINARY, WAYS, run_application
-from tests.bridging import PROCEDURE, BridgeProcess
 from tests.proof.recording import RecordingProxy
-from tests.servers import OtlpGrpcServer, OtlpHttpServer
+from tests.support.application import ORDINARY, WAYS, run_application
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
 
 PORT = 4318
 """Where the receiver listens on every host, whatever the protocol."""
@@ -120,7 +120,7 @@ def send(plan: Mapping[str, Any], url: str) -> "subprocess.CompletedProcess[str]
 def send_by_bridge(plan: Mapping[str, Any], environ: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
     """Reports to a bridge on this host, as a client that tells of itself in each header there is."""
     from otel_tbot.event import TbotStart
-    from otel_tbot.report import to_report
+    from otel_tbot.tbot.report import to_report
 
     event = TbotStart(run_mode="one-shot", version="18.4.1", join_type="iam", session_id=plan["session_id"])
     headers = {"Content-Type": "application/proto", **plan["headers"]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from google.protobuf.json_format import MessageToJson
 
 from otel_tbot.event import TbotStart
-from otel_tbot.report import to_report
+from otel_tbot.tbot.report import to_report
 
 CANARY = "canary-4d2a"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from otel_tbot.doorkeeper import LIFETIME_SECONDS, MAX_CONNECTIONS
 from otel_tbot.event import TbotStart
-from otel_tbot.report import to_report
-from tests.launching import CONSENT, Launch
-from tests.polling import poll_until
-from tests.servers import Answer, OtlpHttpServer
-from tests.test_relay import PATIENT, PROCEDURE, Command, endpoint, one_shot, running
+from otel_tbot.relay.process import LIFETIME_SECONDS, MAX_CONNECTIONS
+from otel_tbot.tbot.report import to_report
+from tests.relay.test_server import PATIENT, PROCEDURE, Command, endpoint, one_shot, running
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT, Launch
+from tests.support.servers import Answer, OtlpHttpServer
 
 NOBODY = 65534
 

@@ -10,11 +10,11 @@ import requests
 from google.protobuf.json_format import MessageToJson
 
 from otel_tbot.event import TbotStart
-from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventResponse
-from otel_tbot.report import to_report
-from tests.bridging import PROCEDURE, BridgeProcess
+from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventResponse
+from otel_tbot.tbot.report import to_report
 from tests.proof.test_hostile import HTTP_STATUS
-from tests.servers import Answer, OtlpHttpServer, refusing_port, silent_server
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.servers import Answer, OtlpHttpServer, refusing_port, silent_server
 
 PROTO = "application/proto"
 JSON = "application/json"

@@ -13,14 +13,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_tbot import __version__
-from otel_tbot.bridge import Bridge
+from otel_tbot.bridge.application import Bridge
 from otel_tbot.event import ATTRIBUTES
-from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
-from tests.asgi import call
-from tests.bridging import PROCEDURE
-from tests.conftest import ROOT
+from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from tests.proof.recording import RecordingProxy
-from tests.servers import OtlpGrpcServer, OtlpHttpServer
+from tests.support.asgi import call
+from tests.support.bridge_process import PROCEDURE
+from tests.support.checkout import ROOT
+from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
 
 KINDS = {"log": ExportLogsServiceRequest, "span": ExportTraceServiceRequest}
 JOIN_TYPES = (

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from otel_tbot.doorkeeper import HANG_SECONDS
-from tests.launching import CONSENT, LAUNCHER, Launch
-from tests.polling import poll_until
-from tests.servers import (
+from otel_tbot.relay.process import HANG_SECONDS
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT, LAUNCHER, Launch
+from tests.support.servers import (
     Answer,
     OtlpGrpcServer,
     OtlpHttpServer,
@@ -420,7 +420,7 @@ _EMIT = """
 import resource, sys, time
 from otel_tbot import TbotStart, emit
 if sys.argv[1] == "no descriptors":
-    from otel_tbot import sending
+    from otel_tbot import delivery as sending
     import os
     sending.load(os.environ)
     used = len(os.listdir("/proc/self/fd")) - 1

@@ -21,15 +21,15 @@ from otel_tbot import settings as otel_settings
 from otel_tbot.errors import EventError, TbotConfigError
 from otel_tbot.event import ATTRIBUTES, TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.report import to_report
-from otel_tbot.service import build_application
-from otel_tbot.tbot_config import StartFlags, parse_config, read_event
-from tests.asgi import call
-from tests.bridging import PROCEDURE, BridgeProcess
-from tests.launching import CONSENT, LAUNCHER, Launch
+from otel_tbot.tbot.config import StartFlags, parse_config, read_event
+from otel_tbot.tbot.connect import build_application
+from otel_tbot.tbot.report import to_report
 from tests.proof.mutation import CANARY, Mutator, draw_seeds
-from tests.servers import OtlpHttpServer
-from tests.test_relay import Command
+from tests.relay.test_server import Command
+from tests.support.asgi import call
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.processes import CONSENT, LAUNCHER, Launch
+from tests.support.servers import OtlpHttpServer
 
 SECRET = "/0123456789abcdef0123456789abcdef"  # noqa: S105  # nobody\'s
 
@@ -155,7 +155,7 @@ _REPORTS = st.fixed_dictionaries(
 @pytest.mark.promise("hostile.messages")
 def test_generated_messages_get_a_documented_answer(cases):
     """Well-formed messages with any content: accepted with an event within its rules, or refused by name."""
-    from otel_tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
+    from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 
     counted = Counted()
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from otel_tbot import Outcome, TbotLogRecordExporter, TbotSpanExporter, TbotStart, emit
-from otel_tbot.anonymity import to_log_record, to_resource, to_span
-from otel_tbot.bridge import Bridge, BridgeError
-from otel_tbot.sending import GroupSender
-from tests.launching import CONSENT, LAUNCHER, Launch
+from otel_tbot.bridge.application import Bridge, BridgeError
+from otel_tbot.delivery import GroupSender
+from otel_tbot.exporters.records import to_log_record, to_resource, to_span
 from tests.proof.tracing import Trace, audit, trace
-from tests.servers import OtlpHttpServer
+from tests.support.processes import CONSENT, LAUNCHER, Launch
+from tests.support.servers import OtlpHttpServer
 
 VARIABLE = "TELEPORT_ANONYMOUS_TELEMETRY"
 ADDRESS = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
@@ -36,7 +36,7 @@ ON = {VARIABLE: "1"}
 _MAIN = "import sys; sys.argv = ['otel-tbot', *sys.argv[1:]]; from otel_tbot.__main__ import main\n"
 _EXPORTER = (
     "from otel_tbot import TbotStart, {name} as Exporter\n"
-    "from otel_tbot.anonymity import {to_otel} as to_otel, to_resource\n"
+    "from otel_tbot.exporters.records import {to_otel} as to_otel, to_resource\n"
     "exporter = Exporter()\n"
     "record = to_otel(TbotStart(run_mode='daemon'), time_ns=0, resource=to_resource(is_local=True))\n"
     "exporter.export([record]); exporter.force_flush(); exporter.shutdown()\n"

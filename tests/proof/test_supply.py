@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import otel_tbot
-from tests.conftest import ROOT
 from tests.proof.tracing import trace
+from tests.support.checkout import ROOT
 
 PACKAGE = Path(otel_tbot.__file__).parent
 # The command in front of all others, and the relay's process: what they do at import is what they are for.

@@ -14,10 +14,10 @@ import trustme
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.conftest import ROOT
-from tests.launching import CONSENT, LAUNCHER, Launch
 from tests.proof.recording import RecordingProxy
-from tests.servers import Answer, OtlpGrpcServer, OtlpHttpServer
+from tests.support.checkout import ROOT
+from tests.support.processes import CONSENT, LAUNCHER, Launch
+from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer
 
 KINDS = {"log": ExportLogsServiceRequest, "span": ExportTraceServiceRequest}
 OFFERED = {

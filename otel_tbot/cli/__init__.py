@@ -1,0 +1,1 @@
+"""Runs the commands of `otel-tbot` but `run`, whose start path bypasses them."""

@@ -1,0 +1,1 @@
+"""Encodes events as OTLP requests and sends them to a collector."""

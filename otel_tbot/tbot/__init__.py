@@ -1,0 +1,1 @@
+"""Reads and speaks what tbot reads and speaks: its configuration, its flags and its reporting protocol."""

@@ -1,0 +1,640 @@
+import asyncio
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import grpc
+import pytest
+import requests
+from google.protobuf.json_format import MessageToJson
+
+from otel_tbot import __version__
+from otel_tbot.bridge.application import Bridge, BridgeError
+from otel_tbot.bridge.server import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
+from otel_tbot.event import TbotStart
+from otel_tbot.tbot.report import to_report
+from tests.exporters.test_exporters import to_fields
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.polling import poll_until
+from tests.support.processes import LAUNCHER, MEASURED
+from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, refusing_port, silent_server
+
+CANARY = "canary-71c4"
+PATIENT = {"OTEL_TBOT_TIMEOUT": "10000"}
+PROTO = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
+
+
+def environ_of(server, **more):
+    """The settings that send to *server*."""
+    protocol = "grpc" if isinstance(server, OtlpGrpcServer) else "http/protobuf"
+    return PATIENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol, **more}
+
+
+def a_report(run_mode="daemon"):
+    """A report, and its session id."""
+    report = to_report(TbotStart(run_mode=run_mode, version="18.4.1", join_type="iam"))
+    return report.SerializeToString(), report.distinct_id
+
+
+def post(bridge, body=None, *, path=PROCEDURE, **headers):
+    """Posts a report; the answer."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return requests.post(bridge.url + path, data=body or a_report()[0], headers=PROTO | named, timeout=60)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_a_report_is_answered_once_the_collector_has_its_event(protocol, signal):
+    """One request arrives, anonymous, without the bridge's own operating system and architecture."""
+    body, session_id = a_report()
+    with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        with BridgeProcess(environ_of(server, OTEL_TBOT_SIGNAL=signal)) as bridge:
+            answer = post(bridge, body, User_Agent=CANARY, X_Forwarded_For=CANARY, Forwarded=f"for={CANARY}")
+        (request,) = server.requests
+    fields = to_fields(request.message)
+    (group,) = fields.get("resource_logs") or fields.get("resource_spans")
+
+    assert (200, b"") == (answer.status_code, answer.content)
+    assert [session_id] == request.session_ids
+    assert ["service.name", "telemetry.sdk.language", "telemetry.sdk.name", "telemetry.sdk.version"] == [
+        attribute["key"] for attribute in group["resource"]["attributes"]
+    ]
+    assert CANARY not in str(request)
+    assert "" == bridge.written
+
+
+def to_json_body():
+    """A report as JSON."""
+    return MessageToJson(to_report(TbotStart(run_mode="daemon"))).encode()
+
+
+FORMS = {
+    "sized": (lambda: a_report()[0], {}),
+    "chunked": (lambda: iter([a_report()[0][:10], a_report()[0][10:]]), {}),
+    "gzip": (lambda: gzip.compress(a_report()[0]), {"Content_Encoding": "gzip"}),
+    "JSON": (to_json_body, {"Content_Type": "application/json"}),
+    "with a timeout": (lambda: a_report()[0], {"Connect_Timeout_Ms": "60000"}),
+}
+
+
+def test_every_form_of_the_protocol_is_understood():
+    """Sized, chunked, compressed, as JSON, with a timeout: each is one event."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        for name, (to_body, headers) in FORMS.items():
+            body, session_id = a_report()
+            sent = iter([body[:10], body[10:]]) if name == "chunked" else body if name == "sized" else to_body()
+            assert 200 == post(bridge, sent, **headers).status_code, name
+            if name in ("chunked", "sized"):
+                assert [session_id] == server.requests[-1].session_ids
+
+    assert len(FORMS) == sum(len(request.session_ids) for request in server.requests)
+
+
+REFUSALS = {
+    "refused": lambda: OtlpHttpServer(Answer(status=403, body=CANARY.encode(), content_type="text/plain")),
+    "rejected in part": lambda: OtlpHttpServer(Answer(body=b"\x0a\x02\x08\x01")),
+    "redirected": lambda: OtlpHttpServer(Answer(status=302, headers={"Location": f"http://{CANARY}/"})),
+    "grpc error": lambda: OtlpGrpcServer(code=grpc.StatusCode.INTERNAL),
+    "silent": silent_server,
+}
+
+
+@pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS)
+def test_what_the_collector_does_not_accept_is_unavailable(fault):
+    """The answer says so, and tells nothing of the collector."""
+    with fault() as server:
+        environ = environ_of(server, OTEL_TBOT_TIMEOUT="200")
+        with BridgeProcess(environ) as bridge:
+            answer = post(bridge, a_report("one-shot")[0])
+
+    assert (503, "unavailable") == (answer.status_code, answer.json()["code"])
+    assert CANARY not in answer.text + bridge.written
+
+
+def test_a_client_s_own_timeout_ends_its_wait():
+    """Connect-Timeout-Ms: `deadline_exceeded`, though the bridge would wait longer."""
+    with silent_server() as server, BridgeProcess(environ_of(server)) as bridge:
+        answer = post(bridge, Connect_Timeout_Ms="50")
+
+    assert (504, "deadline_exceeded") == (answer.status_code, answer.json()["code"])
+
+
+def raw(bridge, request, *, until_closed=True):
+    """Sends bytes; what comes back until the connection is closed, b"" where that is all."""
+    with bridge.connect() as connection:
+        try:
+            connection.sendall(request)
+            received = b""
+            while until_closed and (chunk := connection.recv(65536)):
+                received += chunk
+        except ConnectionError:
+            return b""
+        return received
+
+
+def is_closed(connection):
+    """Whether the other side closes *connection* without a word, once it does."""
+    try:
+        return b"" == connection.recv(1)
+    except ConnectionError:
+        return True
+
+
+HEAD = f"POST {PROCEDURE} HTTP/1.1\r\nHost: x\r\n".encode()
+REQUESTS = {
+    "unknown path": (404, {"path": "/x"}),
+    "wrong content type": (415, {"Content_Type": "application/grpc"}),
+    "broken protobuf": (400, {"body": b"\xff\xff"}),
+    "broken JSON": (400, {"body": b"{", "Content_Type": "application/json"}),
+    "a body of 17 KiB": (429, {"body": b"x" * (17 * 1024)}),
+    "a body that unpacks to 1 MB": (429, {"body": gzip.compress(b"x" * 10**6), "Content_Encoding": "gzip"}),
+    "an unknown encoding": (501, {"body": b"x", "Content_Encoding": "br"}),
+    "no event": (400, {"body": b"\x0a\x01x"}),
+}
+BYTES = {
+    "no HTTP": b"\x16\x03\x01" + CANARY.encode() * 10 + b"\r\n\r\n",
+    "a head without end": HEAD + b"X: " + b"x" * (3 * MAX_HEAD_BYTES),
+    "too large a head": HEAD + b"X: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+    "too many headers": HEAD + b"X: x\r\n" * (MAX_HEADERS + 1) + b"\r\n",
+    "too long a path": b"POST /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a path of no text": b"POST /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a body without end": HEAD + b"Content-Length: 10000000\r\n\r\n" + b"x" * (MAX_BODY_BYTES + 200_000),
+    "chunks without end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n" * 40,
+    "two lengths": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+}
+
+
+def test_what_is_no_good_report_is_refused_and_a_good_one_still_served():
+    """A Connect error or an HTTP status where the request reaches the application, else a closed connection."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        for name, (status, request) in REQUESTS.items():
+            assert status == post(bridge, **request).status_code, name
+        for name, request in BYTES.items():
+            received = raw(bridge, request)
+            assert received[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 429", b"HTTP/1.1 415"}, name
+            assert CANARY.encode() not in received, name
+        assert 405 == requests.get(bridge.url + PROCEDURE, timeout=60).status_code
+        assert 200 == post(bridge).status_code
+
+    assert 1 == len(server.requests)
+    assert CANARY not in bridge.written
+    assert "" == bridge.written
+
+
+def test_a_broken_rule_is_named_and_its_value_is_not():
+    """invalid_argument, with the field and the rule."""
+    report = to_report(TbotStart(run_mode="daemon"))
+    report.distinct_id = CANARY
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        answer = post(bridge, report.SerializeToString())
+
+    assert {"code": "invalid_argument", "message": "session_id: must be a random (version 4) UUID"} == answer.json()
+    assert not server.requests
+
+
+def test_fields_of_a_later_tbot_are_ignored():
+    """Unknown protobuf fields and unknown JSON fields do not keep an event from its way."""
+    body, _ = a_report()
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        assert 200 == post(bridge, body + b"\xfa\x7f\x06canary").status_code
+
+    assert 1 == len(server.requests)
+    assert "canary" not in str(server.requests)
+
+
+def test_too_many_waiting_reports_are_refused_at_once():
+    """Above the bound a report is `resource_exhausted`, at once, and later ones are served again."""
+    script = """
+import asyncio, sys
+from otel_tbot.bridge import batching as grouping
+grouping.GroupCommit.__init__.__kwdefaults__["max_waiting"] = 3
+from otel_tbot.__main__ import main
+main()
+"""
+    gate = threading.Event()
+    with OtlpHttpServer(Answer(gate=gate)) as server:
+        process = BridgeProcess(environ_of(server))
+        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # a bound of a test's
+        with process as bridge:
+            answers = []
+            threads = [threading.Thread(target=lambda: answers.append(post(bridge))) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            # The collector has answered none of them, so this is one that did not have to wait.
+            poll_until(lambda: answers, waiting_for="a refusal")
+            refused = answers[0]
+            gate.set()
+            for thread in threads:
+                thread.join()
+            assert 200 == post(bridge).status_code
+
+    assert (429, "resource_exhausted") == (refused.status_code, refused.json()["code"])
+    assert [200, 200, 200] == [answer.status_code for answer in answers[1:]]
+
+
+def test_a_client_that_leaves_does_not_disturb_the_others():
+    """A connection that breaks while its report waits: its event arrives, and so do those after it."""
+    gate = threading.Event()
+    body, left = a_report()
+    with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
+        with bridge.connect() as connection:
+            head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.sendall(head + body)
+            server.wait_for_request()
+        gate.set()
+        assert 200 == post(bridge).status_code
+
+    assert left == server.requests[0].session_ids[0]
+    assert 2 == sum(len(request.session_ids) for request in server.requests)
+
+
+def test_a_thousand_silent_clients_do_not_keep_honest_ones_out():
+    """Silent, half a head, half a body: reports are served meanwhile, memory is bounded, and SIGTERM ends it."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        for _ in range(3):
+            assert 200 == post(bridge).status_code
+        before = bridge.memory_kib()
+        beginnings = [b"", HEAD, HEAD + b"Content-Type: application/proto\r\nContent-Length: 100\r\n\r\nx"]
+        held = []
+        for number in range(1000):
+            connection = bridge.connect()
+            connection.sendall(beginnings[number % 3])
+            held.append(connection)
+        for _ in range(20):
+            assert 200 == post(bridge).status_code
+        after = bridge.memory_kib()
+
+        assert 0 == bridge.end()
+        assert 32 * 1024 > after - before
+        for connection in held:
+            connection.close()
+    assert 23 == sum(len(request.session_ids) for request in server.requests)
+
+
+def test_silent_clients_are_closed():
+    """A client that does not finish a request is closed in a while, whichever part it keeps back."""
+    in_body = HEAD + b"Content-Type: application/proto\r\nContent-Length: 9\r\n\r\nx"
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        held = [bridge.connect() for _ in range(4)]
+        for connection, beginning in zip(held, (b"", HEAD, in_body, b"\r\n"), strict=True):
+            connection.sendall(beginning)
+        for connection in held:
+            assert is_closed(connection)
+            connection.close()
+
+
+def test_at_the_limit_of_connections_the_longest_silent_gives_way():
+    """With room for few, an honest client is served while silent ones fill the rest."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (276, 276))
+from otel_tbot.__main__ import main
+main()
+"""
+    with OtlpHttpServer() as server:
+        process = BridgeProcess(environ_of(server))
+        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # a limit of a test's
+        with process as bridge:
+            held = [bridge.connect() for _ in range(60)]
+            assert 200 == post(bridge).status_code
+            assert is_closed(held[0])
+            for connection in held:
+                connection.close()
+
+    assert 1 == len(server.requests)
+
+
+def test_health_and_readiness_are_told_apart():
+    """Alive and ready while it serves, whatever the collector does; neither needs the secret path."""
+    with refusing_port() as url, BridgeProcess(PATIENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": url}) as bridge:
+        assert 200 == requests.get(f"{bridge.url}/healthz", timeout=60).status_code
+        assert 200 == requests.get(f"{bridge.url}/readyz", timeout=60).status_code
+        assert 503 == post(bridge).status_code
+        assert 200 == requests.get(f"{bridge.url}/readyz", timeout=60).status_code
+
+
+def test_sigterm_answers_what_it_holds():
+    """A report that waits for the collector is answered after SIGTERM; new connections are not taken; status 0."""
+    gate = threading.Event()
+    answers = []
+    with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
+        thread = threading.Thread(target=lambda: answers.append(post(bridge).status_code))
+        thread.start()
+        server.wait_for_request()
+        idle, silent = bridge.connect(), bridge.connect()
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.recv(4096)
+        bridge.ask_to_end()
+        bridge.wait_for_refusal()
+        gate.set()
+        thread.join()
+
+        assert [200] == answers
+        assert 0 == bridge.end()
+        idle.close()
+        silent.close()
+    assert "" == bridge.written
+
+
+def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
+    """Beside a silent collector, with clients that wait, and that say nothing: `unavailable`, and 0."""
+    answers = []
+    with silent_server() as server, BridgeProcess(environ_of(server)) as bridge:
+        threads = [threading.Thread(target=lambda: answers.append(post(bridge).status_code)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        poll_until(lambda: server.connections, waiting_for="the export")
+        silent = bridge.connect()
+        silent.sendall(HEAD)
+
+        assert 0 == bridge.end()
+        for thread in threads:
+            thread.join()
+        silent.close()
+
+    assert [503] * 3 == answers
+
+
+def test_only_reports_on_the_secret_path_are_taken(tmp_path):
+    """With --path-prefix-file any other path is not found; tbot keeps the path of its address."""
+    secret = uuid.uuid4().hex
+    (tmp_path / "prefix").write_text(f"{secret}\n")
+    with OtlpHttpServer() as server:
+        with BridgeProcess(environ_of(server), "--path-prefix-file", str(tmp_path / "prefix")) as bridge:
+            assert 404 == post(bridge).status_code
+            assert 404 == post(bridge, path=f"/{secret[:-1]}x{PROCEDURE}").status_code
+            assert 200 == post(bridge, path=f"/{secret}{PROCEDURE}").status_code
+            assert 200 == requests.get(f"{bridge.url}/healthz", timeout=60).status_code
+            arguments = Path(f"/proc/{bridge.pid}/cmdline").read_bytes()
+
+    assert secret.encode() not in arguments
+    assert 1 == len(server.requests)
+    assert "" == bridge.written
+
+
+def run_bridge(*arguments, **environ):
+    """The command, where it does not serve; its end."""
+    return subprocess.run(
+        [LAUNCHER[0], "bridge", *arguments],
+        env={"PATH": os.environ["PATH"], **MEASURED, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+STARTS = {
+    "no": ({"TELEPORT_ANONYMOUS_TELEMETRY": "0"}, (), "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a yes; unset it"),
+    "empty": ({"TELEPORT_ANONYMOUS_TELEMETRY": ""}, (), "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a yes"),
+    "disabled": (
+        {"OTEL_SDK_DISABLED": "true"},
+        (),
+        "OTEL_SDK_DISABLED: telemetry is off; unset it, or start no bridge",
+    ),
+    "endpoint": ({"OTEL_EXPORTER_OTLP_ENDPOINT": CANARY}, (), "OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or"),
+    "certificate": (
+        {"OTEL_EXPORTER_OTLP_CERTIFICATE": f"/{CANARY}"},
+        (),
+        "the certificates for the collector cannot be used: FileNotFoundError",
+    ),
+    "address": ({}, ("--listen", CANARY), "--listen: must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080"),
+    "port": ({}, ("--listen", "127.0.0.1:65536"), "--listen: must be HOST:PORT"),
+    "no brackets": ({}, ("--listen", "::1:80"), "--listen: must be HOST:PORT"),
+    "no prefix file": ({}, ("--path-prefix-file", "/nonexistent"), "--path-prefix-file: /nonexistent cannot be read"),
+    "no prefix in it": ({}, ("--path-prefix-file", "/dev/null"), "--path-prefix-file: /dev/null must hold one line of"),
+}
+
+
+@pytest.mark.parametrize(("environ", "arguments", "rule"), STARTS.values(), ids=STARTS)
+def test_a_bridge_that_must_not_or_cannot_run_says_why(environ, arguments, rule):
+    """Status 2, one line with place, rule and remedy, and no listening."""
+    finished = run_bridge(*arguments, **environ)
+
+    assert (2, "") == (finished.returncode, finished.stdout)
+    assert finished.stderr.startswith(f"otel-tbot: bridge: {rule}")
+    assert 1 == finished.stderr.count("\n")
+    assert CANARY not in finished.stderr
+
+
+def test_a_variable_of_the_tls_library_keeps_no_bridge_from_starting(tmp_path):
+    """SSLKEYLOGFILE is for debugging: without TLS no file of it is opened, and one that cannot be is no matter."""
+    path = tmp_path / "keys"
+    with OtlpHttpServer() as server:
+        for name in (str(path), "/nonexistent/keys"):
+            with BridgeProcess(environ_of(server, SSLKEYLOGFILE=name)) as bridge:
+                assert 200 == post(bridge).status_code
+
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_a_port_that_is_taken_is_status_1(address):
+    """Not wrong usage, but nothing that it could do: one line."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address.strip("[]"), 0), family=family) as taken:
+        finished = run_bridge("--listen", f"{address}:{taken.getsockname()[1]}")
+
+    assert (1, "") == (finished.returncode, finished.stdout)
+    assert "otel-tbot: bridge: cannot listen on " in finished.stderr
+    assert "Address already in use" in finished.stderr
+
+
+def test_nothing_of_a_client_is_written_even_at_debug():
+    """No address and no header of a client, good or bad, in what it writes with every logger at DEBUG."""
+    script = """
+import logging, sys
+logging.basicConfig(level=logging.DEBUG)
+from otel_tbot.__main__ import main
+main()
+"""
+    with OtlpHttpServer(Answer(status=503)) as server:
+        process = BridgeProcess(environ_of(server))
+        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # as a host would
+        with process as bridge:
+            with requests.Session() as session:
+                session.headers.update(PROTO | {"User-Agent": CANARY, "X-Forwarded-For": CANARY, "Cookie": CANARY})
+                url = bridge.url + PROCEDURE
+                bodies = (a_report()[0], b"\xff" + CANARY.encode(), b"x" * 20_000)
+                statuses = [session.post(url, data=body, timeout=60).status_code for body in bodies]
+                session.post(f"{bridge.url}/{CANARY}", timeout=60)
+            with bridge.connect() as connection:
+                local = connection.getsockname()
+                connection.sendall(CANARY.encode() + b"\r\n\r\n")
+                connection.recv(4096)
+            bridge.end()
+
+    assert [503, 400, 429] == statuses
+    assert "DEBUG" in bridge.written
+    assert CANARY not in bridge.written
+    assert str(local[1]) not in bridge.written
+
+
+def test_its_own_metrics_are_sent_only_where_they_are_asked_for():
+    """OTEL_METRICS_EXPORTER=otlp: counts and durations on the bridge's own resource, apart from the events."""
+    report = to_report(TbotStart(run_mode="daemon"))
+    report.distinct_id = CANARY
+    with OtlpHttpServer() as server, OtlpHttpServer() as metrics:
+        environ = environ_of(server) | {
+            "OTEL_METRICS_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{metrics.url}/v1/metrics",
+        }
+        with BridgeProcess(environ) as bridge:
+            for _ in range(3):
+                post(bridge)
+            post(bridge, report.SerializeToString())
+            post(bridge, b"\xff")
+            bridge.end()
+        sent = to_fields(metrics.requests[-1].message)
+    (group,) = sent["resource_metrics"]
+    (scope,) = group["scope_metrics"]
+    points = {
+        metric["name"]: next(metric[kind]["data_points"] for kind in ("sum", "gauge", "histogram") if kind in metric)
+        for metric in scope["metrics"]
+    }
+    resource = {a["key"]: a["value"].get("string_value") for a in group["resource"]["attributes"]}
+
+    assert "otel-tbot-bridge" == resource["service.name"]
+    assert __version__ == resource["service.version"]
+    assert {
+        *("otel_tbot.bridge.application.reports.received", "otel_tbot.bridge.application.reports.accepted"),
+        *(
+            "otel_tbot.bridge.application.reports.refused",
+            "otel_tbot.bridge.application.reports.waiting",
+            "otel_tbot.bridge.application.export.duration",
+        ),
+    } == points.keys()
+    assert 5 == points["otel_tbot.bridge.application.reports.received"][0]["as_int"]
+    assert 3 == points["otel_tbot.bridge.application.reports.accepted"][0]["as_int"]
+    (refused,) = points["otel_tbot.bridge.application.reports.refused"]
+    assert (2, "invalid_argument") == (refused["as_int"], refused["attributes"][0]["value"]["string_value"])
+    assert 3 == points["otel_tbot.bridge.application.export.duration"][0]["count"]
+    assert CANARY not in str(sent)
+    assert {"/v1/logs"} == {request.path for request in server.requests}
+    assert {"/v1/metrics"} == {request.path for request in metrics.requests}
+
+
+@pytest.mark.parametrize("value", ["none", "", "unheard-of", " , none"])
+def test_metrics_that_nobody_can_send_do_not_keep_events_from_their_way(value):
+    """An exporter that is not there is one line; none is none."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server, OTEL_METRICS_EXPORTER=value)) as bridge:
+        assert 200 == post(bridge).status_code
+    expected = "OTEL_METRICS_EXPORTER: an exporter cannot be used: StopIteration\n" if value == "unheard-of" else ""
+
+    assert expected == bridge.written
+    assert {"/v1/logs"} == {request.path for request in server.requests}
+
+
+@pytest.mark.parametrize("lifespan", ["on", "off"])
+def test_it_is_an_application_for_a_server_of_one_s_own(lifespan):
+    """`otel_tbot.bridge:app` under uvicorn, with and without a lifespan."""
+    with OtlpHttpServer() as server:
+        process = BridgeProcess(environ_of(server))
+        script = f"""
+import asyncio, signal, socket, uvicorn
+signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
+listener = socket.create_server(("127.0.0.1", 0))
+config = uvicorn.Config("otel_tbot.bridge:app", lifespan={lifespan!r}, log_level="error")
+print(f"listening on http://127.0.0.1:{{listener.getsockname()[1]}}", flush=True)
+asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+"""
+        process._command = [sys.executable, "-c", script]  # noqa: SLF001  # another server
+        with process as bridge:
+            assert 200 == post(bridge).status_code
+            assert 200 == requests.get(f"{bridge.url}/readyz", timeout=60).status_code
+            bridge.ask_to_end()
+            bridge.end()
+
+    assert 1 == len(server.requests)
+
+
+def test_an_application_that_must_not_run_fails_its_lifespan():
+    """A server of one's own is told at startup why."""
+    sent = []
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Bridge({"OTEL_SDK_DISABLED": "true"})({"type": "lifespan"}, receive, send))
+
+    assert [
+        {
+            "type": "lifespan.startup.failed",
+            "message": "OTEL_SDK_DISABLED: telemetry is off; unset it, or start no bridge",
+        }
+    ] == sent
+    with pytest.raises(BridgeError):
+        Bridge({"TELEPORT_ANONYMOUS_TELEMETRY": "no"}).start()
+
+
+def test_turned_off_while_it_runs_nothing_leaves_any_more():
+    """Consent is asked at every export: the answer is `unavailable`, and no event arrives."""
+    environ = {}
+
+    async def run(server):
+        bridge = Bridge(environ)
+        environ.update(environ_of(server))
+        bridge.start()
+        before = await bridge._deliver(TbotStart(run_mode="daemon"))  # noqa: SLF001  # as the service calls it
+        environ["OTEL_SDK_DISABLED"] = "true"
+        after = await bridge._deliver(TbotStart(run_mode="daemon"))  # noqa: SLF001  # see above
+        await bridge.stop()
+        return before.value, after.value
+
+    with OtlpHttpServer() as server:
+        assert ("accepted", "off") == asyncio.run(run(server))
+        assert 1 == len(server.requests)
+
+
+def test_a_connection_serves_many_reports_and_pipelined_ones():
+    """Requests one behind the other, also sent at once, are each answered, in order."""
+    body, _ = a_report()
+    request = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        with bridge.connect() as connection:
+            connection.sendall(request * 3)
+            received = b""
+            while received.count(b"HTTP/1.1 200") < 3:
+                received += connection.recv(65536)
+
+    assert 3 == sum(len(r.session_ids) for r in server.requests)
+
+
+def test_a_half_sent_report_still_comes_after_sigterm():
+    """Bytes that are on their way when the end is asked for still make a report."""
+    body, session_id = a_report()
+    head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        with bridge.connect() as connection:
+            connection.sendall(head)
+            post(bridge)
+            bridge.ask_to_end()
+            connection.sendall(body)
+
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+    assert session_id in [s for r in server.requests for s in r.session_ids]
+
+
+def test_time_is_that_of_the_receipt_in_whole_seconds():
+    """The report's own clock is not read."""
+    report = to_report(TbotStart(run_mode="daemon"))
+    report.timestamp.FromSeconds(1)
+    began = int(time.time())
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        post(bridge, report.SerializeToString())
+    record = server.requests[0].message.resource_logs[0].scope_logs[0].log_records[0]
+
+    assert 0 == record.time_unix_nano % 1_000_000_000
+    assert began <= record.time_unix_nano // 1_000_000_000 <= time.time()
+    assert json.dumps(record.observed_time_unix_nano) == json.dumps(record.time_unix_nano)

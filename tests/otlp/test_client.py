@@ -1,0 +1,486 @@
+import platform
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from opentelemetry import baggage, context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.version import __version__ as sdk_version
+
+from otel_tbot import __version__
+from otel_tbot.event import TbotStart
+from otel_tbot.otlp.client import OtlpSender, parse_log_request
+from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.outcome import Outcome
+from tests.support.polling import poll_until
+from tests.support.servers import (
+    Answer,
+    OtlpGrpcServer,
+    OtlpHttpServer,
+    closing_server,
+    cutting_server,
+    garbage_server,
+    raw_server,
+    refusing_port,
+    silent_server,
+    trickling_server,
+)
+
+SECOND_NS = 1_000_000_000
+PATIENT_SECONDS = 60.0
+
+
+def environ_of(url: str, signal: str = "log", protocol: str = "http/protobuf", **more: str) -> dict[str, str]:
+    """The settings that send *signal* over *protocol* to *url*."""
+    return {
+        "OTEL_TBOT_SIGNAL": signal,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        **{f"OTEL_EXPORTER_OTLP_{name}": value for name, value in more.items()},
+    }
+
+
+def to_body(signal: str, event: TbotStart) -> bytes:
+    """The request that carries *event*."""
+    return load_encoder(signal, is_local=True)([(event, 7 * SECOND_NS)]).SerializeToString()
+
+
+def send(
+    environ: dict[str, str], event: TbotStart | None = None, *, deadline_seconds: float = PATIENT_SECONDS
+) -> Outcome:
+    """Sends one event by a sender of its own."""
+    body = to_body(environ["OTEL_TBOT_SIGNAL"], event or TbotStart(run_mode="daemon"))
+    sender = OtlpSender(environ, signal=environ["OTEL_TBOT_SIGNAL"], deadline_seconds=deadline_seconds)
+    try:
+        return sender.send(body)
+    finally:
+        sender.close()
+
+
+def server_of(protocol: str) -> OtlpGrpcServer | OtlpHttpServer:
+    """A receiver that speaks *protocol*."""
+    return OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer()
+
+
+def test_no_two_senders_share_a_connection():
+    """gRPC would keep one for the next sender of the same process and target, and so join two starts."""
+    with OtlpGrpcServer() as server:
+        for _ in range(30):
+            assert Outcome.ACCEPTED is send(environ_of(server.url, protocol="grpc"))
+
+    assert 30 == len(set(server.peers))
+
+
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_what_is_left_of_the_deadline_is_not_sent(signal):
+    """gRPC would tell the collector how much time is left, and with it how fast this machine came so far."""
+    with OtlpGrpcServer() as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url, signal, "grpc"))
+
+    # Without a deadline grpc gives the time until the end of its days.
+    assert [True] == [remaining > 10**9 for remaining in server.deadlines]
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("signal", ["log", "span"])
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+def test_a_batch_is_one_request_with_what_was_given(protocol, signal, compression):
+    """Over either protocol, in any compression, one request holds the record, and its yes is ACCEPTED."""
+    event = TbotStart(run_mode="one-shot", version="18.4.1")
+    with server_of(protocol) as server:
+        outcome = send(environ_of(server.url, signal, protocol, COMPRESSION=compression), event)
+    (request,) = server.requests
+    resource_name, scope_name, record_name = {
+        "log": ("resource_logs", "scope_logs", "log_records"),
+        "span": ("resource_spans", "scope_spans", "spans"),
+    }[signal]
+    (resource_part,) = getattr(request.message, resource_name)
+    (scope_part,) = getattr(resource_part, scope_name)
+    (record,) = getattr(scope_part, record_name)
+
+    assert Outcome.ACCEPTED is outcome
+    paths = {"log": ("/v1/logs", "logs"), "span": ("/v1/traces", "traces")}[signal]
+    assert paths[protocol == "grpc"] == request.path
+    assert {"service.name": "tbot", "telemetry.sdk.version": sdk_version}.items() <= {
+        a.key: a.value.string_value for a in resource_part.resource.attributes
+    }.items()
+    assert ("otel_tbot", __version__) == (scope_part.scope.name, scope_part.scope.version)
+    assert list(event.attributes()) == [a.key for a in record.attributes]
+
+
+def test_the_headers_of_an_http_request_name_nobody():
+    """The whole set of headers is fixed, but for the receiver's own address and the body's length."""
+    with OtlpHttpServer() as server:
+        send(environ_of(server.url))
+    headers = server.requests[0].headers
+
+    assert server.url.removeprefix("http://") == headers.pop("host")
+    assert headers.pop("content-length").isdigit()
+    assert {
+        "user-agent": f"OTel-OTLP-Exporter-Python/{sdk_version}",
+        "accept-encoding": "identity",
+        "accept": "*/*",
+        "connection": "keep-alive",
+        "content-type": "application/x-protobuf",
+    } == headers
+
+
+def test_the_metadata_of_a_grpc_request_names_nobody():
+    """gRPC's own metadata holds versions, and the operating system's name."""
+    with OtlpGrpcServer() as server:
+        send(environ_of(server.url, protocol="grpc"))
+    (user_agent,) = server.requests[0].headers.values()
+
+    assert {"user-agent"} == set(server.requests[0].headers)
+    expected = (
+        rf"OTel-OTLP-Exporter-Python/{re.escape(sdk_version)} grpc-python/[0-9.]+ grpc-c/[0-9.]+ \((\w+); chttp2\)"
+    )
+    assert re.fullmatch(expected, user_agent).group(1) in {platform.system().lower(), "osx"}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_headers_that_are_set_travel(protocol):
+    """OTEL_EXPORTER_OTLP_HEADERS reach the collector."""
+    with server_of(protocol) as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url, "log", protocol, HEADERS="x-token=a%20b,x-more=1"))
+
+    assert {"x-token": "a b", "x-more": "1"}.items() <= server.requests[0].headers.items()
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_application_s_trace_and_baggage_do_not_travel(protocol):
+    """An active span, baggage and a provider of the application leave no header."""
+    with server_of(protocol) as server:
+        token = context.attach(baggage.set_baggage("canary", "canary"))
+        try:
+            with TracerProvider().get_tracer("canary").start_as_current_span("canary"):
+                send(environ_of(server.url, "log", protocol))
+        finally:
+            context.detach(token)
+
+    assert not {"traceparent", "tracestate", "baggage", "b3"} & set(server.requests[0].headers)
+    assert "canary" not in str(server.requests[0])
+
+
+ANSWERS = {
+    "empty": (Answer(), Outcome.ACCEPTED),
+    "an empty partial success, as the Collector sends": (Answer(body=b"\x0a\x00"), Outcome.ACCEPTED),
+    "a warning that rejects nothing": (Answer(body=b"\x0a\x04\x12\x02hi"), Outcome.ACCEPTED),
+    "with parameters of its type": (Answer(content_type="Application/X-Protobuf; x=y"), Outcome.ACCEPTED),
+    "202": (Answer(status=202), Outcome.ACCEPTED),
+    "empty, of no type": (Answer(status=204, content_type=None), Outcome.ACCEPTED),
+    "one rejected": (Answer(body=b"\x0a\x02\x08\x01"), Outcome.REFUSED),
+    "a web page": (Answer(content_type="text/html", body=b"<p>"), Outcome.REFUSED),
+    "an empty web page": (Answer(content_type="text/html"), Outcome.REFUSED),
+    "JSON": (Answer(content_type="application/json", body=b"{}"), Outcome.REFUSED),
+    "bytes of no type": (Answer(content_type=None, body=b"\x0a\x00"), Outcome.REFUSED),
+    "broken protobuf": (Answer(body=b"\xff\xff"), Outcome.REFUSED),
+    "too much": (Answer(body=b"\x7a\x80\x80\x08" + b"x" * 131_072), Outcome.REFUSED),
+    "a redirect": (Answer(status=302, headers={"Location": "/elsewhere"}), Outcome.REFUSED),
+    "a permanent redirect": (Answer(status=308, headers={"Location": "/elsewhere"}), Outcome.REFUSED),
+    "bad request": (Answer(status=400), Outcome.REFUSED),
+    "unauthorized": (Answer(status=401), Outcome.REFUSED),
+    "too many": (Answer(status=429, headers={"Retry-After": "0"}), Outcome.REFUSED),
+    "unavailable": (Answer(status=503, headers={"Retry-After": "0"}), Outcome.REFUSED),
+}
+
+
+@pytest.mark.parametrize("signal", ["log", "span"])
+@pytest.mark.parametrize(("answer", "outcome"), ANSWERS.values(), ids=ANSWERS)
+def test_only_an_acceptance_is_accepted_over_http(answer, outcome, signal):
+    """A 2xx answer of OTLP that rejects nothing is ACCEPTED, anything else is REFUSED; nothing is sent twice."""
+    with OtlpHttpServer(answer) as server:
+        assert outcome is send(environ_of(server.url, signal))
+        assert 1 == len(server.requests)
+
+
+def test_a_redirect_is_not_followed():
+    """The event does not go where a redirect says."""
+    with OtlpHttpServer() as elsewhere:
+        for status in (301, 302, 303, 307, 308):
+            with OtlpHttpServer(Answer(status=status, headers={"Location": elsewhere.url + "/v1/logs"})) as server:
+                assert Outcome.REFUSED is send(environ_of(server.url))
+        assert not elsewhere.requests
+        assert Outcome.ACCEPTED is send(environ_of(elsewhere.url))
+
+
+@pytest.mark.parametrize("signal", ["log", "span"])
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        ({}, Outcome.ACCEPTED),
+        ({"rejected": 1}, Outcome.REFUSED),
+        ({"code": grpc.StatusCode.UNAVAILABLE}, Outcome.UNREACHABLE),
+        ({"code": grpc.StatusCode.DEADLINE_EXCEEDED}, Outcome.TIMED_OUT),
+        ({"code": grpc.StatusCode.RESOURCE_EXHAUSTED}, Outcome.REFUSED),
+        ({"code": grpc.StatusCode.UNAUTHENTICATED}, Outcome.REFUSED),
+        ({"code": grpc.StatusCode.UNIMPLEMENTED}, Outcome.REFUSED),
+        ({"code": grpc.StatusCode.INTERNAL}, Outcome.REFUSED),
+    ],
+    ids=str,
+)
+def test_only_an_acceptance_is_accepted_over_grpc(answer, outcome, signal):
+    """An answer that rejects nothing is ACCEPTED; a partial success is seen here too; nothing is sent twice."""
+    with OtlpGrpcServer(**answer) as server:
+        assert outcome is send(environ_of(server.url, signal, "grpc"))
+        assert 1 == len(server.requests)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_port_that_refuses_is_unreachable(protocol):
+    """Nobody listens: UNREACHABLE."""
+    with refusing_port() as url:
+        assert Outcome.UNREACHABLE is send(environ_of(url, "log", protocol))
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
+def test_a_peer_that_breaks_off_is_unreachable(fault, protocol):
+    """A peer that closes, or speaks something else, has not accepted."""
+    with fault() as server:
+        assert Outcome.UNREACHABLE is send(environ_of(server.url, "log", protocol), deadline_seconds=20)
+
+
+@pytest.mark.parametrize("fault", [silent_server, trickling_server])
+def test_a_peer_that_does_not_end_its_answer_times_out(fault):
+    """Silent, or a byte now and then: at the deadline the sender gives up."""
+    with fault() as server:
+        assert Outcome.TIMED_OUT is send(environ_of(server.url), deadline_seconds=0.5)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_an_answer_after_the_deadline_is_none(protocol):
+    """A collector that is late has not accepted in time."""
+    gate = threading.Event()
+    server = OtlpGrpcServer(gate=gate) if protocol == "grpc" else OtlpHttpServer(Answer(gate=gate))
+    with server:
+        assert Outcome.TIMED_OUT is send(environ_of(server.url, "log", protocol), deadline_seconds=0.5)
+        gate.set()
+
+
+def test_a_sender_is_used_again_and_its_connection_made_anew():
+    """Batch after batch gets its own outcome, whatever became of the one before."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    for protocol in ("http/protobuf", "grpc"):
+        with server_of(protocol) as server:
+            sender = OtlpSender(environ_of(server.url, "log", protocol), signal="log", deadline_seconds=PATIENT_SECONDS)
+            outcomes = [sender.send(body) for _ in range(3)]
+            sender.close()
+
+        assert [Outcome.ACCEPTED] * 3 == outcomes
+        assert 3 == len(server.requests)
+
+
+def test_no_cookie_links_one_event_to_the_next():
+    """What a collector tries to set comes back in no later request."""
+    answer = Answer(headers={"Set-Cookie": "canary=canary; Path=/", "ETag": "canary"})
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    with OtlpHttpServer(answer) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        for _ in range(2):
+            assert Outcome.ACCEPTED is sender.send(body)
+        sender.close()
+
+    assert "canary" not in str(server.requests[1].headers)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_other_programs_variables_and_files_do_not_matter(protocol, tmp_path):
+    """Proxies, netrc and certificate bundles of the surroundings neither divert the event nor add to it."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login canary password canary\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    with server_of(protocol) as server, refusing_port() as nobody:
+        environ = {
+            "HOME": str(tmp_path),
+            **dict.fromkeys(
+                ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "grpc_proxy", "https_proxy"), nobody
+            ),
+            "REQUESTS_CA_BUNDLE": str(tmp_path / "missing"),
+            "CURL_CA_BUNDLE": str(tmp_path / "missing"),
+            "TELEPORT_ANONYMOUS_TELEMETRY": "1",
+            "OTEL_TBOT_TIMEOUT": "60000",
+            **environ_of(server.url, "log", protocol),
+        }
+        script = "import otel_tbot as o; print(o.emit(o.TbotStart(run_mode='daemon')).value)"
+        finished = subprocess.run(
+            [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+        )
+
+    assert ("accepted\n", "") == (finished.stdout, finished.stderr)
+    assert "authorization" not in server.requests[0].headers
+    assert "canary" not in str(server.requests[0].headers)
+
+
+@pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_certificate_file_that_is_none_never_lets_an_event_out_unprotected(name, protocol, tmp_path):
+    """A missing file is an error or an event that does not arrive, and never one that is sent without it."""
+    with silent_server() as server:
+        environ = environ_of(server.url.replace("http:", "https:"), "log", protocol, **{name: str(tmp_path / "no")})
+        try:
+            outcome = send(environ, deadline_seconds=2)
+        except (OSError, ValueError):
+            outcome = Outcome.UNREACHABLE
+
+    assert outcome in {Outcome.UNREACHABLE, Outcome.TIMED_OUT}
+
+
+@pytest.mark.parametrize(("insecure", "outcome"), [("true", Outcome.ACCEPTED), ("false", Outcome.UNREACHABLE)])
+def test_an_endpoint_without_a_scheme_is_insecure_only_where_that_is_set(insecure, outcome):
+    """For grpc, HOST:PORT is spoken to with TLS unless OTEL_EXPORTER_OTLP_INSECURE says otherwise."""
+    with OtlpGrpcServer() as server:
+        endpoint = server.url.removeprefix("http://")
+
+        assert outcome is send(environ_of(endpoint, "log", "grpc", INSECURE=insecure), deadline_seconds=20)
+
+
+def test_a_gzipped_request_holds_no_time():
+    """gzip's own field for the sender's clock is empty."""
+    with OtlpHttpServer() as server:
+        send(environ_of(server.url, COMPRESSION="gzip"))
+
+    assert b"\x1f\x8b" == server.requests[0].body[:2]
+    assert bytes(4) == server.requests[0].body[4:8]
+
+
+def test_a_name_and_password_in_the_endpoint_are_basic_authorization():
+    """What stands before the host of an endpoint is for the collector; path and query go as they were set."""
+    with OtlpHttpServer() as server:
+        url = server.url.replace("http://", "http://me%40x:se%2Fcret@") + "/in/v1/logs?tenant=a%20b"
+        environ = environ_of("", "log") | {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": url}
+        assert Outcome.ACCEPTED is send(environ)
+
+    assert "/in/v1/logs?tenant=a%20b" == server.requests[0].path
+    assert "Basic bWVAeDpzZS9jcmV0" == server.requests[0].headers["authorization"]
+    assert server.url.removeprefix("http://") == server.requests[0].headers["host"]
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """One whole request, b"" where there is none any more."""
+    request = b""
+    while piece := connection.recv(65536):
+        request += piece
+        head, separator, body = request.partition(b"\r\n\r\n")
+        if separator and len(body) == int(head.lower().partition(b"content-length: ")[2].split()[0]):
+            return request
+    return b""
+
+
+@contextmanager
+def answering(*answers: bytes):
+    """A server that takes one request a connection, and answers with the next of *answers* and the connection's end."""
+    left = list(answers)
+
+    def serve(connection) -> None:
+        read_request(connection)
+        connection.sendall(left.pop(0))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with raw_server(serve) as server:
+        yield server
+
+
+ACCEPTANCE = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: %d\r\n\r\n"
+BROKEN_OFF = {
+    "in its body": ACCEPTANCE % 2 + b"\x0a",
+    "behind its first line": b"HTTP/1.1 200 OK\r\n",
+    "in its head": ACCEPTANCE[:40],
+    "in a chunk": ACCEPTANCE.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"5\r\n\x0a",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN_OFF.values(), ids=BROKEN_OFF)
+def test_an_answer_that_breaks_off_is_none(answer):
+    """What could have been an acceptance, had it come whole, is UNREACHABLE; whole, it is ACCEPTED."""
+    with answering(answer) as server:
+        assert Outcome.UNREACHABLE is send(environ_of(server.url))
+    with answering(ACCEPTANCE % 2 + b"\x0a\x00") as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url))
+
+
+def test_a_connection_that_the_collector_closed_meanwhile_is_made_anew():
+    """A connection that ended between two requests, which servers do after some idle time, costs no event."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    with answering(ACCEPTANCE % 0, ACCEPTANCE % 0) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        first = sender.send(body)
+        poll_until(lambda: is_ended(server.connections[0]), waiting_for="the connection's end")
+        outcomes = [first, sender.send(body)]
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 2 == outcomes
+        assert 2 == len(server.connections)
+
+
+def test_a_connection_is_kept_for_the_next_request():
+    """A collector that keeps the connection, as the OpenTelemetry Collector does, gets the next request over it."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+
+    def serve(connection: socket.socket) -> None:
+        while read_request(connection):
+            connection.sendall(ACCEPTANCE % 2 + b"\x0a\x00")
+
+    with raw_server(serve) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        outcomes = [sender.send(body) for _ in range(3)]
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 3 == outcomes
+        assert 1 == len(server.connections)
+
+
+def test_a_connection_that_was_reset_meanwhile_is_made_anew():
+    """The same where the other side ended it without a goodbye."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(ACCEPTANCE % 0)
+        if len(server.connections) == 1:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            first_answered.wait(PATIENT_SECONDS)
+            connection.close()
+            ended.set()
+
+    first_answered = threading.Event()
+    with raw_server(serve) as server:
+        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        outcomes = [sender.send(body)]
+        first_answered.set()
+        assert ended.wait(PATIENT_SECONDS)
+        outcomes.append(sender.send(body))
+        sender.close()
+
+        assert [Outcome.ACCEPTED] * 2 == outcomes
+        assert 2 == len(server.connections)
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the server has closed its side."""
+    try:
+        connection.sendall(b"x")
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["x" * 70, "a..b"])
+def test_a_host_that_can_be_no_name_is_unreachable(host):
+    """A label that is too long or empty is no exception."""
+    assert Outcome.UNREACHABLE is send(environ_of(f"http://{host}:1"))
+
+
+def test_a_request_can_be_shown():
+    """`parse_log_request` gives the request as OTLP/JSON has it."""
+    event = TbotStart(run_mode="daemon")
+    with OtlpHttpServer() as server:
+        send(environ_of(server.url), event)
+    shown = parse_log_request(server.requests[0].message.SerializeToString())
+
+    assert "tbot.start" == shown["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]["eventName"]

@@ -1,0 +1,524 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from otel_tbot.event import TbotStart
+from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
+from otel_tbot.tbot.report import to_report
+from tests.support.polling import poll_until
+from tests.support.processes import CONSENT, Launch
+from tests.support.servers import (
+    Answer,
+    OtlpHttpServer,
+    closing_server,
+    cutting_server,
+    garbage_server,
+    refusing_port,
+    silent_server,
+    trickling_server,
+)
+
+PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+PROTO = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
+BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
+
+
+class Command:
+    """A command behind `run` that prints the address that it was given and stays until its input is closed."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.launch = Launch(BASIC | CONSENT | environ)
+        self.process = self.launch.start(["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"])
+        self.address = self.process.stdout.readline().strip()
+        self.port = int(self.address.split(":")[2].partition("/")[0])
+
+    def report(self, event: TbotStart | SubmitTbotEventRequest, **options: object) -> tuple[int, str]:
+        """Sends *event* as tbot does, but with a length; the HTTP status and the Connect error code, "" for none."""
+        report = to_report(event) if isinstance(event, TbotStart) else event
+        return self.post(PROCEDURE, report.SerializeToString(), **options)
+
+    def post(
+        self, path: str, body: bytes | None, *, headers: dict[str, str] = PROTO, base: str | None = None
+    ) -> tuple[int, str]:
+        """Sends one request; the HTTP status and the Connect error code, "" for none."""
+        request = urllib.request.Request((base or self.address) + path, data=body, headers=headers)  # noqa: S310  # ours
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=120) as response:
+                return response.status, ""
+        except urllib.error.HTTPError as error:
+            with error:
+                content = error.read()
+            return error.code, json.loads(content)["code"] if content.startswith(b"{") else ""
+
+    def wait_until_served(self) -> None:
+        """Waits until the relay has imported what it needs: before that, connections wait for it."""
+        elsewhere = {"path": "", "body": b"", "base": f"http://127.0.0.1:{self.port}"}
+        poll_until(lambda: self.post(**elsewhere)[0] == 404, waiting_for="the relay to serve")
+
+    def connect(self) -> socket.socket:
+        """A connection that has sent nothing yet."""
+        return socket.create_connection(("127.0.0.1", self.port))
+
+    def begin_report(self, event: TbotStart) -> socket.socket:
+        """Sends *event* whole and leaves the answer where it is."""
+        body = to_report(event).SerializeToString()
+        path = "/" + self.address.rpartition("/")[2] + PROCEDURE
+        connection = self.connect()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        return connection
+
+    def head(self) -> bytes:
+        """The first lines of a report, but for its length."""
+        path = "/" + self.address.rpartition("/")[2] + PROCEDURE
+        return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n".encode()
+
+    def is_refusing(self) -> bool:
+        """Whether nobody listens at the address any more."""
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) != 0
+
+
+@contextmanager
+def running(environ: dict[str, str]) -> Iterator[Command]:
+    """A command behind `run`; at the end it must have run undisturbed, with nothing on stderr and no process left."""
+    command = Command(environ)
+    try:
+        yield command
+        out, err = command.process.communicate("undisturbed\n")
+
+        assert (0, "undisturbed\n", "") == (command.process.returncode, out, err)
+        command.launch.wait_for_end()
+    finally:
+        command.process.kill()
+        command.process.wait()
+
+
+def one_shot(**fields: object) -> TbotStart:
+    """A one-shot's start."""
+    return TbotStart(run_mode="one-shot", **fields)
+
+
+def endpoint(url: str) -> dict[str, str]:
+    """The setting that sends to *url*."""
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_the_relay_takes_one_report_and_leaves():
+    """The report is answered when the collector accepted it; then nobody listens any more."""
+    event = one_shot()
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        assert (200, "") == command.report(event)
+        assert [[event.session_id]] == [request.session_ids for request in server.requests]
+        poll_until(command.is_refusing, waiting_for="the relay to leave its port")
+        command.launch.wait_for_no_relay()
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "daemon"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=503),
+        Answer(status=400, content_type="text/plain", body=b"canary"),
+        Answer(content_type="text/html", body=b"<p>canary</p>"),
+        Answer(body=b"\x0a\x02\x08\x01"),
+        Answer(body=b"\xff\xff\xff\xff"),
+        Answer(status=302, headers={"Location": "/v1/logs"}),
+    ],
+    ids=["down", "refusing", "a web page", "rejecting one", "garbage", "redirecting"],
+)
+def test_a_collector_that_does_not_accept_is_unavailable(answer, mode):
+    """Whatever is no acceptance is answered `unavailable` at once, and sent once."""
+    with OtlpHttpServer(answer) as server, running(PATIENT | endpoint(server.url)) as command:
+        assert (503, "unavailable") == command.report(TbotStart(run_mode=mode))
+        assert 1 == len(server.requests)
+        command.launch.wait_for_no_relay()
+
+
+@pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
+def test_a_collector_that_speaks_no_http_is_unavailable(fault):
+    """A peer that closes, or answers something else, is answered `unavailable` at once."""
+    with fault() as server, running(PATIENT | endpoint(server.url)) as command:
+        assert (503, "unavailable") == command.report(one_shot())
+        assert 1 == len(server.connections)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_collector_that_is_not_there_is_unavailable(protocol):
+    """A port that refuses is answered `unavailable` at once."""
+    with refusing_port() as url:
+        with running(PATIENT | endpoint(url) | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}) as command:
+            assert (503, "unavailable") == command.report(one_shot())
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("fault", [silent_server, trickling_server])
+def test_a_silent_collector_is_unavailable_at_the_limit(fault, protocol):
+    """A one-shot is answered `unavailable` at OTEL_TBOT_TIMEOUT, though the collector never ends its answer."""
+    environ = {"OTEL_TBOT_TIMEOUT": "2000", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    with fault() as server, running(environ | endpoint(server.url)) as command:
+        command.wait_until_served()
+        assert (503, "unavailable") == command.report(one_shot())
+        command.launch.wait_for_no_relay()
+
+
+HANGING_THREAD = """
+import threading
+start_really = threading.Thread.start
+def start(thread):
+    if thread.name == "otel-tbot":
+        threading.Event().wait()
+    start_really(thread)
+threading.Thread.start = start
+"""
+
+
+def test_a_sending_that_hangs_is_unavailable_at_the_limit_and_the_relay_leaves(tmp_path):
+    """A thread that never comes up, as where memory runs out, costs the report and neither tbot's time nor a relay."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_THREAD)
+    with OtlpHttpServer() as server:
+        environ = {"OTEL_TBOT_TIMEOUT": "2000", "PYTHONPATH": str(tmp_path)} | endpoint(server.url)
+        with running(environ) as command:
+            command.wait_until_served()
+            assert (503, "unavailable") == command.report(one_shot())
+            command.launch.wait_for_no_relay()
+
+    assert not server.requests
+
+
+def test_a_daemon_s_event_may_take_longer_than_a_one_shot_s():
+    """A daemon does not wait for its report, so its limit is not OTEL_TBOT_TIMEOUT."""
+    gate = threading.Event()
+    with (
+        OtlpHttpServer(Answer(gate=gate)) as server,
+        running({"OTEL_TBOT_TIMEOUT": "3000"} | endpoint(server.url)) as command,
+    ):
+        # Until a report is read nobody knows whose it is; so its limit begins with a relay that reads.
+        command.wait_until_served()
+        silent = command.connect()
+        reporting = command.begin_report(TbotStart(run_mode="daemon"))
+        server.wait_for_request()
+        # Refused at OTEL_TBOT_TIMEOUT: by then a one-shot's limit has passed, too.
+        with silent:
+            refusal = read_all(silent)
+        gate.set()
+        with reporting:
+            answer = read_all(reporting)
+
+        assert refusal.startswith(b"HTTP/1.1 503 ")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "sent", ["", "POST / HT", "POST {path} HTTP/1.1\r\nHost: x\r\n{type}Content-Length: 9\r\n\r\nx"]
+)
+def test_a_connection_without_a_report_is_refused_at_the_limit(sent):
+    """Silent or stuck in the middle, a connection gets `unavailable` and its end; the relay stays for the report."""
+    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            path = "/" + command.address.rpartition("/")[2] + PROCEDURE
+            connection.sendall(sent.format(path=path, type="Content-Type: application/proto\r\n").encode())
+            refusal = read_all(connection)
+
+        assert refusal.startswith(b"HTTP/1.1 503 ")
+        assert refusal.endswith(b"}")
+        assert (200, "") == command.report(one_shot())
+
+
+def test_only_one_report_is_taken_while_it_is_on_its_way():
+    """A second report meanwhile is refused, and the first one's answer is not disturbed."""
+    gate = threading.Event()
+    with OtlpHttpServer(Answer(gate=gate)) as server, running(PATIENT | endpoint(server.url)) as command:
+        second = command.connect()
+        # Accepted before the first report closes the door: the relay answers connections in their order.
+        assert (404, "") == command.post("/else", b"", base=f"http://127.0.0.1:{command.port}")
+        with command.begin_report(one_shot()) as first:
+            server.wait_for_request()
+            with second:
+                body = to_report(one_shot()).SerializeToString()
+                path = "/" + command.address.rpartition("/")[2] + PROCEDURE
+                second.sendall(
+                    f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n"
+                    f"Content-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
+                refused = read_all(second)
+            gate.set()
+            taken = read_all(first)
+
+        assert refused.startswith(b"HTTP/1.1 429 ")
+        assert b"resource_exhausted" in refused
+        assert taken.startswith(b"HTTP/1.1 200 ")
+        assert 1 == len(server.requests)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "request_of"),
+    [
+        (404, "", lambda command: {"path": PROCEDURE, "body": b"", "base": f"http://127.0.0.1:{command.port}"}),
+        (404, "", lambda command: {"path": PROCEDURE, "body": b"", "base": command.address[:-1] + "x"}),
+        (404, "", lambda _: {"path": "/prehog.v1alpha.TbotReportingService/Else", "body": b""}),
+        (404, "", lambda _: {"path": "", "body": b""}),
+        (405, "", lambda _: {"path": PROCEDURE, "body": None}),
+        (415, "", lambda _: {"path": PROCEDURE, "body": b"", "headers": {"Content-Type": "application/grpc"}}),
+        (415, "", lambda _: {"path": PROCEDURE, "body": b"", "headers": {"Content-Type": "text/plain"}}),
+        (400, "invalid_argument", lambda _: {"path": PROCEDURE, "body": b"\xff\xffcanary"}),
+        (400, "invalid_argument", lambda _: {"path": PROCEDURE, "body": b""}),
+        (
+            400,
+            "invalid_argument",
+            lambda _: {"path": PROCEDURE, "body": b'{"canary', "headers": PROTO | {"Content-Type": "application/json"}},
+        ),
+        (429, "resource_exhausted", lambda _: {"path": PROCEDURE, "body": b"\x0a\x80\x80\x04" + b"x" * 65_536}),
+    ],
+    ids=[
+        "no secret", "another secret", "another procedure", "no procedure", "GET", "grpc", "text", "broken protobuf",
+        "no event", "broken JSON", "too large",
+    ],
+)  # fmt: skip
+def test_all_but_the_report_is_refused_and_the_relay_stays_for_it(status, code, request_of):
+    """A request that is no report on the secret path gets its error, and the report after it still arrives."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        assert (status, code) == command.post(**request_of(command))
+        assert (200, "") == command.report(one_shot())
+        assert 1 == len(server.requests)
+
+
+BODY = to_report(TbotStart(run_mode="one-shot")).SerializeToString()
+RAW = {
+    "no HTTP": (b"\x16\x03\x01canary\r\n\r\n", b"HTTP/1.1 400 "),
+    "a head without end": (b"POST / HTTP/1.1\r\nX: " + b"x" * 40_000, b"HTTP/1.1 400 "),
+    "two requests at once": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, b"HTTP/1.1 404 "),
+    "a body without end": (b"{head}Content-Length: 1000000\r\n\r\n" + b"x" * 40_000, b"HTTP/1.1 429 "),
+}
+
+
+@pytest.mark.parametrize(("sent", "beginning"), RAW.values(), ids=RAW)
+def test_what_is_no_request_has_its_answer_and_its_end(sent, beginning):
+    """Whatever a connection brings, it is answered whole, though more is coming, and the report still arrives."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(sent.replace(b"{head}", command.head()))
+            connection.shutdown(socket.SHUT_WR)
+            answer = read_all(connection)
+
+        assert answer.startswith(beginning)
+        assert 1 == answer.count(b"HTTP/1.1 ")
+        assert b"canary" not in answer
+        assert (200, "") == command.report(one_shot())
+
+
+def test_a_second_request_behind_the_report_is_not_taken():
+    """What comes behind a report on its connection is left behind: one relay, one report, one answer."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            request = command.head() + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+            connection.sendall(request * 2)
+            answer = read_all(connection)
+
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert 1 == answer.count(b"HTTP/1.1 ")
+        assert 1 == len(server.requests)
+
+
+def test_a_client_that_waits_to_be_asked_for_the_body_is_asked():
+    """Expect: 100-continue is answered before the body comes."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(command.head() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+
+            assert b"HTTP/1.1 100 Continue\r\n\r\n" == connection.recv(4096)
+            connection.sendall(BODY)
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /else HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
+def test_a_connection_that_is_reset_is_no_matter(sent):
+    """A client that breaks off, also while it is being answered, leaves the relay for the report."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        command.wait_until_served()
+        for _ in range(3):
+            with command.connect() as connection:
+                connection.sendall(sent)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        assert (200, "") == command.report(one_shot())
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("run_mode", lambda report: report.start.ClearField("run_mode")),
+        ("session_id", lambda report: setattr(report, "distinct_id", "canary")),
+        ("destinations_other", lambda report: setattr(report.start, "destinations_other", -1)),
+    ],
+)
+def test_a_report_that_breaks_a_rule_is_invalid(field, change):
+    """A report outside the event's rules is `invalid_argument`; nothing is sent, and the relay stays."""
+    report = to_report(one_shot())
+    change(report)
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        assert (400, "invalid_argument") == command.report(report)
+        assert (200, "") == command.report(one_shot())
+        assert 1 == len(server.requests)
+    assert field
+
+
+def test_a_client_that_leaves_does_not_stop_its_event():
+    """A report whose sender has gone by the time of its answer has arrived all the same, and the relay leaves."""
+    gate = threading.Event()
+    event = one_shot()
+    with OtlpHttpServer(Answer(gate=gate)) as server, running(PATIENT | endpoint(server.url)) as command:
+        command.begin_report(event).close()
+        server.wait_for_request()
+        gate.set()
+
+        assert [event.session_id] == server.requests[0].session_ids
+        command.launch.wait_for_no_relay()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_command_s_end_does_not_stop_its_event(number):
+    """A report that is on its way when the command dies is sent to its end; then the relay leaves."""
+    gate = threading.Event()
+    with OtlpHttpServer(Answer(gate=gate)) as server:
+        command = Command(PATIENT | endpoint(server.url))
+        with command.begin_report(one_shot()) as connection:
+            server.wait_for_request()
+            command.process.send_signal(number)
+            command.process.communicate()
+
+            assert 1 == len(command.launch.relays())
+            gate.set()
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+        command.launch.wait_for_end()
+
+
+def test_half_a_report_of_a_command_that_died_holds_nobody():
+    """A connection that broke off with the command ends, and so does the relay."""
+    with OtlpHttpServer() as server:
+        command = Command(PATIENT | endpoint(server.url))
+        with command.connect() as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\n")
+            command.process.kill()
+            command.process.communicate()
+        command.launch.wait_for_end()
+
+    assert not server.requests
+
+
+def test_a_relay_that_is_killed_leaves_the_command_alone():
+    """Whatever happens to the relay, the command does not notice, and its report ends with an error."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
+        os.kill(command.launch.wait_for_relay(), signal.SIGKILL)
+        command.launch.wait_for_no_relay()
+
+        assert command.is_refusing()
+
+
+def test_the_relay_loads_nothing_from_the_directory_it_was_started_in(tmp_path):
+    """Modules in the working directory that have the names of ours stand in nobody's way."""
+    for name in ("asyncio", "uvicorn", "otel_tbot", "opentelemetry"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('canary')\n")
+    with OtlpHttpServer() as server:
+        launch = Launch(BASIC | CONSENT | PATIENT | endpoint(server.url) | {"WEB_CONCURRENCY": "canary"})
+        process = launch.start(["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"], cwd=tmp_path)
+        command = Command.__new__(Command)
+        command.address = process.stdout.readline().strip()
+
+        assert (200, "") == command.report(one_shot())
+        process.communicate()
+        launch.wait_for_end()
+
+
+def test_files_that_settings_name_are_those_of_the_caller_s_directory(tmp_path):
+    """A relative certificate file is found from the caller's directory, though the relay has left it."""
+    with OtlpHttpServer() as server:
+        environ = BASIC | CONSENT | PATIENT | endpoint(server.url) | {"OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem"}
+        (tmp_path / "ca.pem").write_text("")
+        launch = Launch(environ)
+        process = launch.start(["cat"], cwd=tmp_path)
+        relay = launch.wait_for_relay()
+        poll_until(lambda: os.readlink(f"/proc/{relay}/cwd") == "/", waiting_for="the relay in /")
+
+        assert str(tmp_path / "ca.pem").encode() not in Path(f"/proc/{relay}/environ").read_bytes()
+        process.communicate()
+        launch.wait_for_end()
+
+
+NO_THREADS = """
+import socket, sys, threading, types
+from otel_tbot.relay import server as relay
+from otel_tbot.relay.process import Door
+
+class NoThread(threading.Thread):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+door = Door(socket.socket(fileno=int(sys.argv[1])), timeout_seconds=60, report_start=b"POST /secret/")
+threading.Thread(target=door.keep, daemon=True).start()
+threading.Thread(target=lambda: (sys.stdin.read(), door.close()), daemon=True).start()
+relay.threading = types.SimpleNamespace(**{**vars(threading), "Thread": NoThread})
+relay.serve(door, path_prefix="/secret", timeout_seconds=60)
+"""
+
+
+def test_a_relay_that_can_have_no_more_threads_ends_the_connection():
+    """At a limit of processes the report ends with an error at once, and the relay is not left behind."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-c", NO_THREADS, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+        )
+        port = listener.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        assert b"" == connection.recv(1)
+    process.communicate(timeout=60)
+
+    assert 0 == process.returncode
+
+
+def test_a_body_that_trickles_is_refused_at_the_limit():
+    """Chunks without end, none of them large, do not keep a connection beyond OTEL_TBOT_TIMEOUT."""
+    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
+        with command.connect() as connection:
+            connection.sendall(command.head() + b"Transfer-Encoding: chunked\r\n\r\n")
+            ended = threading.Event()
+
+            def trickle() -> None:
+                try:
+                    while not ended.is_set():
+                        connection.sendall(b"1;" + b"x" * 50 + b"\r\nx\r\n")
+                        ended.wait(0.0002)
+                except OSError:
+                    pass  # the other side has had enough
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            answer = connection.recv(4096)
+            ended.set()
+            thread.join()
+
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert (200, "") == command.report(one_shot())

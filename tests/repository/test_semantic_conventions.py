@@ -1,0 +1,180 @@
+"""The published definition of the event.
+
+Neither the schema of OpenTelemetry's registry nor its checker, weaver, can be had from a package registry: weaver is a
+Rust program that crates.io does not have. So semconv.schema.json beside this file says the rules in our own words,
+stricter where the schema has room that we do not use. Rules and their source, open-telemetry/weaver at the commits
+1316aec56ab1 (semconv.schema.json), 08c60cbfe401 (semconv-syntax.md) and 3f5197732d10 (definition-manifest.v2.json):
+
+- groups have an id, a type of five, a brief, attributes, and no unknown key; all but attribute groups a stability;
+  events a name, spans a kind of five (semconv.schema.json)
+- an attribute is defined (id, type, stability, brief; a string has examples) or referred to, and not both; members of
+  an enumeration have id, value and stability (semconv.schema.json, semconv-syntax.md)
+- a requirement level is required, recommended, opt_in, or conditionally_required with its condition
+- ids are unique, a reference leads to a definition, here or in the registry that the manifest depends on
+- a manifest has a schema URL that ends in a version, a stability, and dependencies with a schema URL each
+"""
+
+import copy
+import json
+import re
+
+import jsonschema
+import pytest
+import yaml
+from opentelemetry.semconv._incubating.attributes import host_attributes, os_attributes, session_attributes
+from opentelemetry.semconv.attributes import service_attributes, telemetry_attributes
+from opentelemetry.semconv.schemas import Schemas
+
+from otel_tbot.event import ATTRIBUTES, EVENT_NAME, MAX_COUNT, OTHER
+from otel_tbot.exporters.records import to_resource
+from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
+from tests.support.checkout import ROOT
+
+FOLDER = ROOT / "semantic-conventions"
+GROUPS = yaml.safe_load((FOLDER / "tbot.yaml").read_text(encoding="utf-8"))
+MANIFEST = yaml.safe_load((FOLDER / "manifest.yaml").read_text(encoding="utf-8"))
+SCHEMA = json.loads((ROOT / "tests" / "repository" / "semconv.schema.json").read_text(encoding="utf-8"))
+DEFINED, EVENT, SPAN = GROUPS["groups"]
+DEFINITIONS = {attribute["id"]: attribute for attribute in DEFINED["attributes"]}
+
+# What the registry that ours depends on defines, from OpenTelemetry's own package made of it.
+OPENTELEMETRY = {
+    session_attributes.SESSION_ID,
+    host_attributes.HOST_ARCH,
+    os_attributes.OS_TYPE,
+    service_attributes.SERVICE_NAME,
+    telemetry_attributes.TELEMETRY_SDK_LANGUAGE,
+    telemetry_attributes.TELEMETRY_SDK_NAME,
+    telemetry_attributes.TELEMETRY_SDK_VERSION,
+}
+
+
+def is_valid(groups):
+    """Whether *groups* keep to the schema."""
+    return jsonschema.Draft202012Validator(SCHEMA).is_valid(groups)
+
+
+def test_the_file_keeps_to_the_schema():
+    """And the schema itself is one."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+    jsonschema.validate(GROUPS, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def _break(groups, path, value):
+    """A copy of *groups* with *value* at *path*; None takes away what is there."""
+    broken = copy.deepcopy(groups)
+    *way, last = path
+    target = broken
+    for step in way:
+        target = target[step]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return broken
+
+
+FIRST = ("groups", 0, "attributes", 0)
+VERSION = ("groups", 0, "attributes", 1)
+FAULTS = {
+    "an unknown key of the file": (("versions",), 2),
+    "an unknown key of a group": (("groups", 0, "briefs"), "x"),
+    "an unknown type of group": (("groups", 0, "type"), "log"),
+    "a group without a brief": (("groups", 0, "brief"), None),
+    "an event without a name": (("groups", 1, "name"), None),
+    "an event without a stability": (("groups", 1, "stability"), None),
+    "an event with a kind": (("groups", 1, "span_kind"), "internal"),
+    "a span without a kind": (("groups", 2, "span_kind"), None),
+    "a span of an unknown kind": (("groups", 2, "span_kind"), "inner"),
+    "an old stability": (("groups", 1, "stability"), "experimental"),
+    "an attribute without a stability": ((*FIRST, "stability"), None),
+    "an attribute of an unknown type": ((*VERSION, "type"), "text"),
+    "a string without examples": ((*VERSION, "examples"), None),
+    "an attribute that is defined and referred to": ((*FIRST, "ref"), "tbot.run_mode"),
+    "a name with a capital": ((*FIRST, "id"), "tbot.runMode"),
+    "a member without a stability": ((*FIRST, "type", "members", 0, "stability"), None),
+    "a member that is no word": ((*FIRST, "type", "members", 0, "id"), "one-shot"),
+    "an unknown requirement level": (("groups", 1, "attributes", 0, "requirement_level"), "always"),
+    "a condition without its text": (
+        ("groups", 1, "attributes", 1, "requirement_level"),
+        {"conditionally_required": ""},
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), FAULTS.values(), ids=FAULTS)
+def test_the_schema_finds_faults(path, value):
+    """Each rule that the schema states is broken once, and found."""
+    assert not is_valid(_break(GROUPS, path, value))
+
+
+def test_ids_are_unique_and_references_lead_somewhere():
+    """No id stands twice; what is referred to is defined, here or by OpenTelemetry; all that is defined is used."""
+    ids = [group["id"] for group in GROUPS["groups"]] + [attribute["id"] for attribute in DEFINED["attributes"]]
+    constants = [re.sub("[._]", "_", name) for name in DEFINITIONS]
+    referred = {reference["ref"] for group in (EVENT, SPAN) for reference in group["attributes"]}
+
+    assert len(ids) == len(set(ids))
+    assert len(constants) == len(set(constants))
+    assert set(DEFINITIONS) | (referred & OPENTELEMETRY) == referred
+    # A name is no namespace of another, or neither could be a tree's leaf.
+    assert not [name for name in DEFINITIONS if any(other.startswith(f"{name}.") for other in DEFINITIONS)]
+
+
+@pytest.mark.parametrize("group", [EVENT, SPAN], ids=["event", "span"])
+def test_event_and_span_have_the_attributes_of_the_code(group):
+    """The same keys in the same order, required where the code always has them."""
+    levels = {reference["ref"]: reference["requirement_level"] == "required" for reference in group["attributes"]}
+
+    assert {attribute.key: attribute.is_required for attribute in ATTRIBUTES} == levels
+    assert [attribute.key for attribute in ATTRIBUTES] == list(levels)
+    assert EVENT_NAME == EVENT["name"]
+    assert "internal" == SPAN["span_kind"]
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES, ids=lambda attribute: attribute.key)
+def test_each_attribute_is_defined_as_in_the_code(attribute):
+    """Type, values, pattern, bounds and meaning are the code's, and every example may travel."""
+    references = {reference["ref"]: reference for reference in EVENT["attributes"]}
+    defined = DEFINITIONS.get(attribute.key, references[attribute.key])
+    rules = defined.get("annotations", {}).get("otel_tbot", {})
+    other = (OTHER,) if attribute.may_be_other else ()
+
+    assert attribute.brief == defined["brief"]
+    if attribute.values:
+        assert [*attribute.values, *other] == [member["value"] for member in defined["type"]["members"]]
+    elif attribute.key in DEFINITIONS:
+        assert attribute.type == defined["type"]
+    assert attribute.pattern == rules.get("pattern", "")
+    assert ({"minimum": 0, "maximum": MAX_COUNT} if attribute.type == "int" else {}) == {
+        name: rules[name] for name in ("minimum", "maximum") if name in rules
+    }
+    assert defined["examples"]
+    assert all(attribute.allows(example) for example in defined["examples"])
+    assert not attribute.may_be_other or attribute.values or f"`{OTHER}`" in defined["note"]
+
+
+def test_the_resource_is_of_opentelemetry_s_own_attributes():
+    """Each key of the resource is one that OpenTelemetry defines, with values that it defines; the notes name them."""
+    values = {member.value for member in host_attributes.HostArchValues}
+
+    assert set(to_resource(is_local=True).attributes) <= OPENTELEMETRY
+    assert set(HOST_ARCHS.values()) <= values
+    assert set(OS_TYPES.values()) <= {member.value for member in os_attributes.OsTypeValues}
+    named = {re.sub(r"^telemetry[.]sdk[.].*", "telemetry.sdk.*", key) for key in to_resource(is_local=True).attributes}
+    assert all(key in group["note"] for key in named for group in (EVENT, SPAN))
+
+
+def test_the_manifest_names_a_registry_and_what_it_depends_on():
+    """A schema URL that ends in a version, a stability, and OpenTelemetry's registry at one version, in both places."""
+    allowed = {"schema_url", "description", "stability", "dependencies"}
+    (dependency,) = MANIFEST["dependencies"]
+    version = dependency["schema_url"].rpartition("/")[2]
+
+    assert allowed >= set(MANIFEST)
+    assert re.fullmatch(r"https?://[^/]+/.+/\d+\.\d+\.\d+", MANIFEST["schema_url"])
+    assert MANIFEST["stability"] in SCHEMA["$defs"]["stability"]["enum"]
+    assert {"schema_url", "registry_path"} == set(dependency)
+    assert dependency["schema_url"] in {schema.value for schema in Schemas}
+    assert f"@v{version}[model]" in dependency["registry_path"]

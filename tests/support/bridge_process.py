@@ -1,0 +1,71 @@
+"""The bridge as a user starts it, in a process of its own."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from typing import Self
+
+from tests.support.polling import poll_until
+from tests.support.processes import LAUNCHER, MEASURED
+
+PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+
+
+class BridgeProcess:
+    """`otel-tbot bridge` on a free port; what it wrote is in `written` once it ended."""
+
+    def __init__(self, environ: Mapping[str, str], *arguments: str, is_measured: bool = True) -> None:
+        self._command = [LAUNCHER[0], "bridge", "--listen", "127.0.0.1:0", *arguments]
+        self._environ = {"PATH": os.environ["PATH"], **(MEASURED if is_measured else {}), **environ}
+        self._began = self.written = ""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for line in self._process.stdout:
+            if line.startswith("listening on http://"):
+                self.url = line.split()[-1]
+                break
+            self._began += line
+        else:
+            raise AssertionError(f"the bridge ended with {self._process.wait()}: {self._began}")
+        self.port = int(self.url.rpartition(":")[2])
+        self.pid = self._process.pid
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.end()
+
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM."""
+        self._process.terminate()
+
+    def end(self) -> int:
+        """Sends SIGTERM and waits; the exit status."""
+        self.ask_to_end()
+        self.written = self._began + self._process.communicate(timeout=120)[0]
+        return self._process.returncode
+
+    def connect(self) -> socket.socket:
+        """A connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def memory_kib(self) -> int:
+        """Resident memory."""
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as file:
+            return int(file.read().split("VmRSS:")[1].split()[0])
+
+    def wait_for_refusal(self) -> None:
+        """Waits until no connection is accepted any more."""
+
+        def is_refused() -> bool:
+            try:
+                self.connect().close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        poll_until(is_refused, waiting_for="the listener's end")

@@ -1,0 +1,25 @@
+"""Names what a checkout holds: its root, and the programs that `make` built."""
+
+import os
+from pathlib import Path
+from typing import Final, NoReturn
+
+import pytest
+
+ROOT: Final = Path(__file__).parent.parent.parent
+REPORTER: Final = ROOT / "build" / "reporter"
+
+REQUIRED_VARIABLE: Final = "OTEL_TBOT_REQUIRE_COLLECTOR"
+"""Set to 1, a program that was not built fails a test instead of skipping it."""
+
+
+def find_collector() -> Path:
+    """Returns the path of the OpenTelemetry Collector: OTELCOL, or what `make collector` built."""
+    return Path(os.environ.get("OTELCOL") or ROOT / "build" / "collector" / "otelcol")
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skips the test with *reason*, or fails it if everything has to run."""
+    if os.environ.get(REQUIRED_VARIABLE) == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,77 @@
+"""Commands behind `otel-tbot run`, as a user starts them, and the relays that they leave."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.support.polling import poll_until
+
+LAUNCHER = (str(Path(sys.executable).with_name("otel-tbot")), "run", "--")
+CONSENT = {"TELEPORT_ANONYMOUS_TELEMETRY": "1"}
+
+# What makes coverage measure a child; empty where it measures nothing.
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
+_MARK_VARIABLE = "OTEL_TBOT_TEST_MARK"
+
+
+class Launch:
+    """One environment to start commands in, and a way to find the relays that they leave.
+
+    `environ` holds a mark that no other start has, and, where *is_measured*, what makes coverage measure children.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, *, is_measured: bool = True) -> None:
+        self._mark = f"{_MARK_VARIABLE}={uuid.uuid4()}".encode()
+        name, _, value = self._mark.decode().partition("=")
+        self.environ = {**(environ or {}), name: value, **(MEASURED if is_measured else {})}
+
+    def run(
+        self, command: Sequence[str], *, launcher: Sequence[str] = LAUNCHER, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs *command* behind `run` to its end; its output as text."""
+        return subprocess.run(  # noqa: PLW1510  # in the options  # type: ignore[call-overload, no-any-return]  # options are subprocess's own
+            [*launcher, *command],
+            **{"env": self.environ, "capture_output": True, "text": True, "check": False, "timeout": 120} | options,
+        )
+
+    def start(
+        self, command: Sequence[str], *, launcher: Sequence[str] = LAUNCHER, **options: object
+    ) -> "subprocess.Popen[str]":
+        """Starts *command* behind `run`."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]  # options are subprocess's own
+            [*launcher, *command], **{"env": self.environ, "text": True, **pipes} | options
+        )
+
+    def relays(self) -> list[int]:
+        """The process ids of the relays that are left."""
+        return [pid for pid, arguments in self._processes() if b"otel_tbot.relay" in arguments]
+
+    def wait_for_relay(self) -> int:
+        """Waits until a relay is there; its process id."""
+        return poll_until(self.relays, waiting_for="the relay")[0]
+
+    def wait_for_no_relay(self) -> None:
+        """Waits until no relay is left."""
+        poll_until(lambda: not self.relays(), waiting_for="the relay's end")
+
+    def wait_for_end(self) -> None:
+        """Waits until every process of this environment is gone."""
+        poll_until(lambda: not self._processes(), waiting_for="the end of every process")
+
+    def _processes(self) -> list[tuple[int, bytes]]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    environ = Path(f"/proc/{entry}/environ").read_bytes()
+                    arguments = Path(f"/proc/{entry}/cmdline").read_bytes()
+                except OSError:
+                    continue  # it has ended, or is another user's
+                if self._mark in environ.split(b"\0"):
+                    found.append((int(entry), arguments))
+        return found

@@ -1,0 +1,277 @@
+"""The examples of one page, run in order, as its reader would: in one folder, with what the page started before.
+
+A comment before a block says what is done with it: `<!-- run: KIND [NAME] [events=N] [status=N] [until=TEXT] -->`.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+from otel_tbot.event import TbotStart
+from otel_tbot.otlp.client import OtlpSender
+from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.outcome import Outcome
+from tests.support.checkout import ROOT
+from tests.support.otelcol import Collector
+from tests.support.polling import poll_until
+from tests.support.processes import MEASURED
+from tools.pages import Example, Page
+
+BIN = Path(sys.executable).parent
+SETUP = re.compile(r"\b(venv|pip)\b")
+"""Lines of a job that install: they need a registry, and what they install is what runs here anyway."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Walkthrough:
+    """Where a page's examples run.
+
+    On PATH are this environment's programs, `otelcol`, the real collector, and stand-ins for `tbot` and `tini`. The
+    addresses that pages name lead to free ports of this machine, and /etc/tbot.yaml to a file of the folder. Where
+    pages send, a collector listens, unless the page starts one itself.
+    """
+
+    def __init__(self, page: Page, folder: Path, otelcol: str) -> None:
+        self._page_name = page.path.name
+        self._folder = folder
+        self._shown = ""
+        self._said = 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._programs = folder / "programs"
+        self._programs.mkdir()
+        version = '[ "$1" = version ] && exec echo "Teleport v18.4.1 git:v18.4.1 go1.24"'
+        self._write_program("tbot", f'{version}\nexec "{sys.executable}" -P -m otel_tbot.tbot.fake "$@"')
+        self._write_program("tini", 'shift; exec "$@"')
+        (self._programs / "otelcol").symlink_to(otelcol)
+        (self._programs / "otel-tbot").symlink_to(BIN / "otel-tbot")
+        (folder / "collector-config").symlink_to(ROOT / "collector-config")
+        (folder / "tbot.yaml").write_text("version: v2\nonboarding: {join_method: github}\noutputs: []\n")
+        started = [example.text for example in page.examples() if example.run[:1] == ("background",)]
+        self._starts_collector = any("otelcol --config" in text for text in started)
+        self._collector = Collector(otelcol, folder)
+
+    def __enter__(self) -> Self:
+        self._bridge_port = _find_port()
+        if self._starts_collector:
+            self._collector.ports = {"http/protobuf": _find_port(), "grpc": _find_port()}
+            self._collector.path = self._folder / "tbot-events.jsonl"
+        else:
+            self._collector.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            for process in self._processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=60)
+        finally:
+            if not self._starts_collector:
+                self._collector.__exit__(*error)
+
+    def run(self, example: Example) -> None:
+        """Does with *example* what its comment says; fails where that fails."""
+        kind, *words = example.run
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        names = [word for word in words if "=" not in word]
+        count = len(self.events())
+        getattr(self, f"_run_{kind}")(self._localise(example.text), names, options)
+        awaited = count + int(options.get("events", 0))
+        poll_until(lambda: len(self.events()) >= awaited, waiting_for=f"{awaited} events after {example.place}")
+        assert awaited == len(self.events()), example.place
+
+    def check_end(self) -> None:
+        """Fails where more events came than the page says; one more, sent last, marks the end."""
+        if self._starts_collector and not self._collector.path.exists():
+            return  # the page's own collector hands on what it gets, to where nobody is
+        before = len(self.events())
+        event = TbotStart(run_mode="daemon", session_id=str(uuid.uuid4()))
+        body = load_encoder("log", is_local=True)([(event, 1)]).SerializeToString()
+        sender = OtlpSender(self._collector.environ("http/protobuf", "log"), signal="log", deadline_seconds=60)
+        assert Outcome.ACCEPTED is sender.send(body)
+        sender.close()
+        self._collector.wait_for_session(event.session_id)
+        assert before + 1 == len(self.events())
+
+    def events(self) -> list[str]:
+        """The session ids that the collector has got."""
+        text = json.dumps(self._collector.requests())
+        return re.findall(r'"session\.id", "value": {"stringValue": "([^"]+)"', text)
+
+    def _localise(self, text: str) -> str:
+        http, grpc = (self._collector.ports[protocol] for protocol in ("http/protobuf", "grpc"))
+        for named, here in {
+            "collector.example:4318": f"127.0.0.1:{http}",
+            "collector.example:4317": f"127.0.0.1:{grpc}",
+            "127.0.0.1:4318": f"127.0.0.1:{http}",
+            "127.0.0.1:8080": f"127.0.0.1:{self._bridge_port}",
+            "/etc/tbot.yaml": f"{self._folder}/tbot.yaml",
+            "/usr/local/bin/": f"{self._programs}/",
+        }.items():
+            text = text.replace(named, here)
+        return text
+
+    def _write_program(self, name: str, line: str) -> None:
+        path = self._programs / name
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+    def _environ(self) -> dict[str, str]:
+        http, grpc = (self._collector.ports[protocol] for protocol in ("http/protobuf", "grpc"))
+        return {
+            "PATH": f"{self._programs}:{BIN}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self._folder),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{http}",  # for pages that keep to the default
+            "OTEL_TBOT_TIMEOUT": "60000",
+            "TBOT_OTLP_HTTP": f"127.0.0.1:{http}",
+            "TBOT_OTLP_GRPC": f"127.0.0.1:{grpc}",
+            **MEASURED,
+        }
+
+    def _execute(
+        self, command: list[str], *, status: int = 0, environ: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        finished = subprocess.run(
+            command,
+            env=self._environ() | dict(environ or {}),
+            cwd=cwd or self._folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        self._shown = finished.stdout
+        assert status == finished.returncode, self._shown
+
+    def _run_shell(self, text: str, _names: list[str], options: dict[str, str]) -> None:
+        """Runs lines of a shell; what they export holds for the page's next ones."""
+        exports = self._folder / "exports.sh"
+        exports.touch()
+        script = f'. "{exports}"\n{text}\nexport -p >"{exports}"\n'
+        self._execute(["sh", "-e", "-c", script], status=int(options.get("status", 0)))
+
+    def _run_root(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
+        """Runs lines in the checkout itself; its make uses this environment."""
+        self._execute(
+            ["sh", "-e", "-c", text], environ={"MAKEFLAGS": f"VENV={os.path.relpath(sys.prefix, ROOT)}"}, cwd=ROOT
+        )
+
+    def _run_background(self, text: str, _names: list[str], options: dict[str, str]) -> None:
+        """Starts a command that stays until the page's end, and waits for what it prints when it is ready."""
+        path = self._folder / f"background-{len(self._processes)}.txt"
+        exports = self._folder / "exports.sh"
+        exports.touch()
+        with path.open("w") as file:
+            script = f'. "{exports}"\nexec {text}'
+            process = subprocess.Popen(
+                ["sh", "-c", script],
+                env=self._environ(),
+                cwd=self._folder,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        poll_until(
+            lambda: options["until"] in path.read_text() or process.poll() is not None, waiting_for=options["until"]
+        )
+        self._shown = path.read_text()
+        assert process.poll() is None, self._shown
+
+    def _run_validate(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
+        """Lets the collector check the configuration that it would run."""
+        self._execute(["sh", "-e", "-c", text.replace("otelcol --config", "otelcol validate --config")])
+
+    def _run_elsewhere(self, _text: str, names: list[str], _options: dict[str, str]) -> None:
+        """Leaves the block to the test file that is named, which has to name the page."""
+        assert self._page_name in (ROOT / names[0]).read_text(encoding="utf-8")
+
+    def _run_file(self, text: str, names: list[str], _options: dict[str, str]) -> None:
+        """Keeps the block as a file for what comes next."""
+        (self._folder / names[0]).write_text(text)
+
+    def _run_python(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
+        """Runs a program, with what was exported before."""
+        self._run_file(text, ["example.py"], {})
+        self._run_shell("python example.py", [], {})
+
+    def _run_output(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
+        """Looks for each line in what the last command showed, in order; numbers and ids may differ, … is anything."""
+        shown = [_normalise(line) for line in self._shown.splitlines()]
+        for line in text.splitlines():
+            if line.strip() in ("", "…"):
+                continue
+            assert _normalise(line) in shown, f"{line!r} is not in\n{self._shown}"
+            shown = shown[shown.index(_normalise(line)) + 1 :]
+
+    def _run_unit(self, text: str, names: list[str], _options: dict[str, str]) -> None:
+        """Checks a drop-in of systemd's, and runs what it starts in the environment that it sets."""
+        drop_in = self._folder / f"{names[0]}.d"
+        drop_in.mkdir()
+        (drop_in / "override.conf").write_text(text)
+        (self._folder / names[0]).write_text(f"[Service]\nExecStart={self._programs}/tbot start\n")
+        if shutil.which("systemd-analyze"):
+            self._execute(["systemd-analyze", "verify", str(self._folder / names[0])])
+            assert not self._shown
+        environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.MULTILINE))
+        *_, command = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+        self._execute(command.split(), environ=environ)
+
+    def _run_image(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
+        """Runs what an image starts, in the environment that it sets; its other lines need an engine."""
+        environ = dict(re.findall(r"^ENV (?!PATH)(\w+)=(.*)$", text, re.MULTILINE))
+        (entrypoint,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+        self._execute(["sh", "-c", 'exec "$@"', "sh", *json.loads(entrypoint)], environ=environ)
+
+    def _run_job(self, text: str, names: list[str], _options: dict[str, str]) -> None:
+        """Checks a job by its maker's schema, and runs its shell lines but for those that install."""
+        path = self._folder / "job.yml"
+        path.write_text(text)
+        self._execute([str(BIN / "check-jsonschema"), "--builtin-schema", names[0], str(path)])
+        (self._folder / "otel-tbot" / "bin").mkdir(parents=True)
+        (self._folder / "otel-tbot" / "bin" / "otel-tbot").symlink_to(BIN / "otel-tbot")
+        environ, lines = _read_job(yaml.safe_load(text))
+        lines = [line for line in lines if not SETUP.search(line)]
+        assert lines
+        environ |= {"RUNNER_TEMP": str(self._folder)}
+        resolved = {name: value for name, value in environ.items() if "${{" not in value}
+        self._execute(["bash", "-e", "-c", "\n".join(lines)], environ=resolved)
+
+
+def _find_port() -> int:
+    """A loopback port that is free, and below those that the kernel hands out by itself before it is used."""
+    for port in random.sample(range(15000, 30000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("a hundred ports are taken")
+
+
+def _read_job(document: dict) -> tuple[dict[str, str], list[str]]:  # type: ignore[type-arg]  # of either maker
+    """The variables and the shell lines of the one job in a file of GitHub's or GitLab's."""
+    if "jobs" in document:
+        (job,) = document["jobs"].values()
+        steps = [step for step in job["steps"] if "run" in step]
+        environ = {name: value for step in steps for name, value in step.get("env", {}).items()}
+        return environ, [line for step in steps for line in step["run"].splitlines()]
+    (job,) = (job for job in document.values() if isinstance(job, dict) and "script" in job)
+    return job["variables"], job["script"]
+
+
+def _normalise(line: str) -> str:
+    """*line* without what differs from run to run: ids, numbers, the width of gaps. Pure."""
+    return re.sub(r"\s+", " ", re.sub(r"[0-9]+", "0", _UUID.sub("ID", line))).strip()

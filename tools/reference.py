@@ -1,0 +1,160 @@
+"""The parts of the reference pages that are made from the code; `make docs` writes them by these."""
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import otel_tbot
+from otel_tbot.bridge import application as bridge
+from otel_tbot.bridge import batching as grouping
+from otel_tbot.bridge import server as serving
+from otel_tbot.bridge.metrics import METRICS
+from otel_tbot.cli.main import build_parser
+from otel_tbot.exporters.records import to_resource
+from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
+from otel_tbot.outcome import Outcome
+from otel_tbot.tbot import connect as service
+from tools import ROOT
+
+KIT = ROOT / "collector-config"
+
+
+def to_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def to_resource_table() -> str:
+    """The resource: key, allowed values, and where each is."""
+    constants = to_resource(is_local=False).attributes
+    rows = []
+    for key, value in to_resource(is_local=True).attributes.items():
+        if key in constants:
+            is_version = key == "telemetry.sdk.version"
+            rows.append((f"`{key}`", "the version of OpenTelemetry's SDK" if is_version else f"`{value}`", "yes"))
+        else:
+            values = {"os.type": OS_TYPES, "host.arch": HOST_ARCHS}[key].values()
+            allowed = ", ".join(f"`{allowed}`" for allowed in dict.fromkeys(values))
+            rows.append((f"`{key}`", allowed, "where the event is made on the machine that tbot runs on"))
+    return to_table(("Attribute", "Allowed values", "Always there"), rows)
+
+
+def to_performance_table() -> str:
+    """Each figure that has a goal, as benchmarks/RESULTS.md has it: minimum, median, goal, and whether it is met."""
+    rows = []
+    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[-1] in ("met", "**missed**"):
+            what, minimum, median, _, goal, verdict = cells
+            rows.append((what, minimum, median, goal, verdict))
+    return to_table(("What", "Minimum", "Median", "Goal", ""), rows)
+
+
+def find_commands() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    actions = build_parser()._actions  # noqa: SLF001  # argparse has no other way
+    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
+    return dict(commands.choices)
+
+
+def find_options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options that *parser* takes, in all their spellings."""
+    return {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # see above
+
+
+def to_command_sections() -> str:
+    """A section for each command: its help, as it prints it."""
+    parsers = {"otel-tbot": build_parser(), **find_commands()}
+    return "\n\n".join(
+        f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```" for name, parser in parsers.items()
+    )
+
+
+def to_name_table() -> str:
+    """The public names, each with the first sentence of its docstring."""
+    rows = []
+    for name in otel_tbot.__all__:
+        value = getattr(otel_tbot, name)
+        kind = "class" if inspect.isclass(value) else "function"
+        rows.append((f"`{name}`", kind, to_first_sentence(inspect.getdoc(value) or "")))
+    return to_table(("Name", "Kind", "What it is"), rows)
+
+
+def to_outcome_table() -> str:
+    """Each outcome, by the text that stands below it."""
+    module = ast.parse(Path(inspect.getfile(Outcome)).read_text(encoding="utf-8"))
+    (tree,) = (node for node in module.body if isinstance(node, ast.ClassDef))
+    values = [node.value for node in tree.body[1:] if isinstance(node, ast.Expr)]
+    texts = [str(value.value) for value in values if isinstance(value, ast.Constant)]
+    return to_table(
+        ("Outcome", "Its value", "Meaning"),
+        ((f"`Outcome.{o.name}`", f'`"{o.value}"`', text) for o, text in zip(Outcome, texts, strict=True)),
+    )
+
+
+def to_limit_table() -> str:
+    """What bounds the bridge, from the constants that do."""
+    headers = f"{serving.MAX_HEADERS}, of {serving.MAX_HEAD_BYTES // 1024} KiB together"
+    rows = (
+        ("A report", f"{service.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
+        ("A request's headers", headers, "the connection is closed"),
+        ("Time for one request", f"{serving.READ_SECONDS:g} seconds", "the connection is closed"),
+        ("An idle connection", f"{serving.IDLE_SECONDS} seconds", "it is closed"),
+        ("Connections", f"{serving.MAX_CONNECTIONS:,}", "the one that has been silent longest gives way"),
+        ("Waiting reports", f"{grouping.MAX_WAITING:,}", "`resource_exhausted` at once"),
+        ("Events in one export", f"{grouping.MAX_GROUP}", "the next export takes the rest"),
+        ("Waiting at the end", f"{bridge.DRAIN_SECONDS:g} seconds", "`unavailable`"),
+    )
+    return to_table(("What", "Limit", "Beyond it"), rows)
+
+
+def to_metric_table() -> str:
+    """The bridge's own metrics."""
+    return to_table(("Metric", "Meaning"), ((f"`{name}`", meaning) for name, meaning in METRICS.items()))
+
+
+def to_kit_table() -> str:
+    """The files of the collector kit: what each is, and what runs it."""
+    rows = []
+    for path in sorted(KIT.glob("*.yaml")):
+        head = read_head(path)
+        lines = re.findall(r"^ {2}((?:otelcol|docker) .*)$", head, re.MULTILINE)
+        commands = "<br>".join(f"`{re.split(' {2,}', line)[0]}`" for line in lines)
+        rows.append((f"[{path.name}](../../collector-config/{path.name})", to_first_sentence(head), commands))
+    return to_table(("File", "What it is", "Run with"), rows)
+
+
+def to_kit_variable_table() -> str:
+    """What the files of the collector kit take from the environment."""
+    users: dict[tuple[str, str, str], list[str]] = {}
+    for path in sorted(KIT.glob("*.yaml")):
+        found = re.findall(r"^ {2}(TBOT_\w+) +(\S+)(?: {2,}(.+))?$", read_head(path), re.MULTILINE)
+        for name, default, meaning in found:
+            users.setdefault((name, default, meaning), []).append(path.name)
+    rows = [
+        (f"`{name}`", f"`{default}`", ", ".join(f"`{name}`" for name in names), meaning)
+        for (name, default, meaning), names in sorted(users.items())
+    ]
+    return to_table(("Variable", "Default", "Files", "Meaning"), rows)
+
+
+def read_head(path: Path) -> str:
+    """The comment that a file begins with, without its marks."""
+    found = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
+    return re.sub(r"^# ?", "", found.group(), flags=re.MULTILINE) if found else ""
+
+
+def to_target_table() -> str:
+    """What `make` does."""
+    targets = re.findall(r"^([a-z-]+):.*?## (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return to_table(("Target", "What it does"), ((f"`make {name}`", text) for name, text in targets))
+
+
+def to_first_sentence(text: str) -> str:
+    """The first sentence of the first paragraph of *text*, on one line. Pure."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=\w[.`\")])\s(?=[A-Z])", paragraph, maxsplit=1)[0]
