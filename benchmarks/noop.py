@@ -1,8 +1,8 @@
-"""The service that bridge and relay share, around nothing: what a server costs by itself."""
+"""Serves tbot's protocol and sends nothing, to measure what a server costs by itself."""
 
+from otel_tbot.bridge.application import ReportingService
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import build_application
 
 
 async def deliver(_event: TbotStart) -> Outcome:
@@ -10,4 +10,4 @@ async def deliver(_event: TbotStart) -> Outcome:
     return Outcome.ACCEPTED
 
 
-app = build_application(deliver)
+app = ReportingService(deliver)

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import otel_tbot
-from otel_tbot.bridge import application as bridge
-from otel_tbot.bridge import batching as grouping
-from otel_tbot.bridge import server as serving
+from otel_tbot.bridge import application, batching, server
 from otel_tbot.bridge.metrics import METRICS
 from otel_tbot.cli.main import build_parser
 from otel_tbot.exporters.records import to_resource
 from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot import connect as service
+from otel_tbot.tbot import connect
 from tools import ROOT
 
 KIT = ROOT / "collector-config"
@@ -98,16 +96,16 @@ def to_outcome_table() -> str:
 
 def to_limit_table() -> str:
     """What bounds the bridge, from the constants that do."""
-    headers = f"{serving.MAX_HEADERS}, of {serving.MAX_HEAD_BYTES // 1024} KiB together"
+    headers = f"{server.MAX_HEADERS}, of {server.MAX_HEAD_BYTES // 1024} KiB together"
     rows = (
-        ("A report", f"{service.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
+        ("A report", f"{connect.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
         ("A request's headers", headers, "the connection is closed"),
-        ("Time for one request", f"{serving.READ_SECONDS:g} seconds", "the connection is closed"),
-        ("An idle connection", f"{serving.IDLE_SECONDS} seconds", "it is closed"),
-        ("Connections", f"{serving.MAX_CONNECTIONS:,}", "the one that has been silent longest gives way"),
-        ("Waiting reports", f"{grouping.MAX_WAITING:,}", "`resource_exhausted` at once"),
-        ("Events in one export", f"{grouping.MAX_GROUP}", "the next export takes the rest"),
-        ("Waiting at the end", f"{bridge.DRAIN_SECONDS:g} seconds", "`unavailable`"),
+        ("Time for one request", f"{server.READ_SECONDS:g} seconds", "the connection is closed"),
+        ("An idle connection", f"{server.IDLE_SECONDS} seconds", "it is closed"),
+        ("Connections", f"{server.MAX_CONNECTIONS:,}", "the one that has been silent longest gives way"),
+        ("Waiting reports", f"{batching.MAX_PENDING:,}", "`resource_exhausted` at once"),
+        ("Events in one export", f"{batching.MAX_BATCH}", "the next export takes the rest"),
+        ("Waiting at the end", f"{application.DRAIN_SECONDS:g} seconds", "`unavailable`"),
     )
     return to_table(("What", "Limit", "Beyond it"), rows)
 

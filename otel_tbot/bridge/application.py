@@ -1,115 +1,187 @@
-"""The bridge: many tbots' reports go in, their events go to the collector together, each is answered after its export.
+"""Serves tbot's reports as an ASGI application: sends the events of many tbots together, and answers each report.
 
-Stateless, so that any number of them can run behind a load balancer.
+Stateless, so any number of bridges can run behind a load balancer. Client addresses are neither kept nor logged.
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from otel_tbot import delivery as sending
-from otel_tbot import settings
-from otel_tbot.bridge.batching import FullError, GroupCommit
+from otel_tbot import delivery, settings
+from otel_tbot.bridge.batching import BatchSender, FullError
 from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import FULL, Receive, RefusedError, Response, Scope, Send, build_application, send_response
+from otel_tbot.tbot.connect import ConnectCall, ConnectError, Response, to_error_response, to_response
 
 DRAIN_SECONDS: Final = 7.5
-"""How long what waits may wait for its answer once the end was asked for."""
+"""How long reports may still wait for their responses once the bridge is asked to stop."""
 
 HEALTH_PATH: Final = "/healthz"
 READY_PATH: Final = "/readyz"
 
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_FULL: Final = to_error_response("resource_exhausted", "too many reports wait for the collector")
+_CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's own timeout has passed")
+
+logger = logging.getLogger("otel_tbot")
+
 
 @dataclass(slots=True)
 class Counts:
-    """What the bridge did since it started, for its own metrics.
+    """Counts what the bridge has done since it started, for its metrics.
 
-    `refused` counts by reason: a Connect code, or what became of an event that the collector did not accept.
+    `rejected` counts by reason: a Connect code, or the outcome of an event that the collector did not accept.
     `on_export` is called with the seconds and the outcome of each export.
     """
 
     received: int = 0
     accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     on_export: Callable[[float, Outcome], None] = lambda _seconds, _outcome: None
+
+    def add(self, reason: str) -> None:
+        """Counts one report that was rejected for *reason*, or accepted if it is empty."""
+        self.received += 1
+        if reason:
+            self.rejected[reason] += 1
+        else:
+            self.accepted += 1
 
 
 class BridgeError(OtelTbotError):
-    """A bridge that must not, or cannot, be started: which setting, and what to do."""
+    """Says why a bridge must not or cannot start: which setting, and what to do."""
+
+
+class ReportingService:
+    """The ASGI application for tbot's procedure alone: answers each report with the outcome of *deliver*.
+
+    *path_prefix* as for `ConnectCall`. *deliver* may raise ConnectError. *on_report* is called once for each request
+    whose body was complete, with the reason it was rejected for, "" if it was not.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[TbotStart], Awaitable[Outcome]],
+        *,
+        path_prefix: str = "",
+        on_report: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        self._deliver = deliver
+        self._path_prefix = path_prefix
+        self._on_report = on_report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        try:
+            call = ConnectCall(scope["method"], scope["path"], scope["headers"], path_prefix=self._path_prefix)
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return  # the client has disconnected
+                call.add(message.get("body", b""))
+                if not message.get("more_body"):
+                    break
+        except ConnectError as error:
+            response = error.response
+        else:
+            reason = "canceled"
+            try:
+                response = await self._handle(call)
+                reason = response.reason
+            finally:
+                self._on_report(reason)
+        await send_response(send, response)
+
+    async def _handle(self, call: ConnectCall) -> Response:
+        try:
+            event = call.finish()
+            async with asyncio.timeout(call.timeout_seconds):
+                outcome = await self._deliver(event)
+        except ConnectError as error:
+            return error.response
+        except TimeoutError:
+            return _CLIENT_TIMEOUT
+        except Exception as error:  # noqa: BLE001  # one request: whatever happened, the event was not accepted
+            logger.warning("a report could not be handled: %s", type(error).__name__)
+            outcome = Outcome.UNREACHABLE
+        return to_response(outcome, is_json=call.is_json)
+
+
+async def send_response(send: Send, response: Response) -> None:
+    """Sends *response* to an ASGI server."""
+    headers = [(b"content-length", b"%d" % len(response.body)), *response.headers]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
 class Bridge:
-    """The bridge as an ASGI application: many reports, sent together, each answered after its export.
+    """The bridge as an ASGI application: sends the events of many reports together, and answers each report.
 
-    Reads *environ* when it starts, which is at the lifespan's startup or, in a server without one, at the first
-    request. Above the bounds of `GroupCommit` a report gets `resource_exhausted` at once.
+    Reads *environ* when it starts: at the lifespan's startup or, on a server without one, at the first request. More
+    reports than `BatchSender` allows get `resource_exhausted` at once.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, *, path_prefix: str = "") -> None:
         self.counts = Counts()
         self._environ = environ
-        self._application = build_application(self._deliver, path_prefix=path_prefix, note=self._note)
-        self._group: GroupCommit | None = None
+        self._service = ReportingService(self._deliver, path_prefix=path_prefix, on_report=self.counts.add)
+        self._batches: BatchSender | None = None
         self._is_draining = False
         self._stop_metrics: Callable[[], None] = lambda: None
 
     @property
     def waiting(self) -> int:
-        """How many reports wait for their export."""
-        return self._group.waiting if self._group is not None else 0
+        """The number of reports that wait for their export."""
+        return self._batches.waiting if self._batches is not None else 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, or the server's lifespan."""
         if scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "http" and scope["path"] in (HEALTH_PATH, READY_PATH):
-            is_ready = self._group is not None and not self._is_draining
+            is_ready = self._batches is not None and not self._is_draining
             await send_response(send, Response(200 if is_ready or scope["path"] == HEALTH_PATH else 503))
         else:
-            if self._group is None:
+            if self._batches is None:
                 self.start()
-            await self._application(scope, receive, send)
+            await self._service(scope, receive, send)
 
     def start(self) -> None:
-        """Gets ready to send; within a running event loop.
+        """Prepares to send. Call it within a running event loop.
 
         Raises:
-            BridgeError: telemetry is off, or there is no endpoint to send to, or a certificate is none.
+            BridgeError: telemetry is off, the endpoint is invalid, or a certificate cannot be used.
         """
         check_consent(self._environ)
-        self._group = GroupCommit(_TimedSender(self._environ, self.counts))
+        self._batches = BatchSender(_TimedSender(self._environ, self.counts))
         self._stop_metrics = _start_metrics(self, self._environ)
 
     async def stop(self, limit_seconds: float = DRAIN_SECONDS) -> None:
-        """Answers what waits, within *limit_seconds*, and is not ready any more."""
-        if self._group is not None and not self._is_draining:
+        """Answers the reports that wait, within *limit_seconds*; from now on the bridge is not ready."""
+        if self._batches is not None and not self._is_draining:
             self._is_draining = True
-            await self._group.drain(limit_seconds)
+            await self._batches.drain(limit_seconds)
             await asyncio.to_thread(self._stop_metrics)
 
     async def _deliver(self, event: TbotStart) -> Outcome:
-        group = cast("GroupCommit", self._group)  # started before any request
+        batches = cast("BatchSender", self._batches)  # started before any request
         timeout_ms = settings.DAEMON_DEADLINE_MS
         if event.run_mode != "daemon":
             timeout_ms = min(timeout_ms, settings.TIMEOUT.resolve(self._environ))
         try:
-            return await group.deliver(event, time_ns=time.time_ns(), limit_seconds=timeout_ms / 1000)
+            return await batches.deliver(event, time_ns=time.time_ns(), limit_seconds=timeout_ms / 1000)
         except FullError:
-            raise RefusedError(FULL) from None
-
-    def _note(self, reason: str) -> None:
-        self.counts.received += 1
-        if reason:
-            self.counts.refused[reason] += 1
-        else:
-            self.counts.accepted += 1
+            raise ConnectError(_FULL) from None
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -126,8 +198,8 @@ class Bridge:
             await send({"type": "lifespan.startup.complete"})
 
 
-class _TimedSender(sending.GroupSender):
-    """Sends groups, and tells the counts how long each took."""
+class _TimedSender(delivery.GroupSender):
+    """Sends batches, and reports how long each took."""
 
     def __init__(self, environ: Mapping[str, str], counts: Counts) -> None:
         super().__init__(environ)
@@ -141,19 +213,19 @@ class _TimedSender(sending.GroupSender):
 
 
 def check_consent(environ: Mapping[str, str]) -> None:
-    """Returns where a bridge may run under *environ*: consent is in the reports, unless it is taken back here. Pure.
+    """Returns if a bridge may run with *environ*: consent comes with each report, unless *environ* withholds it. Pure.
 
     Raises:
-        BridgeError: it was taken back.
+        BridgeError: *environ* withholds it.
     """
     if is_sdk_disabled(environ):
         raise BridgeError(f"{SDK_DISABLED_VARIABLE}: telemetry is off; unset it, or start no bridge")
     if not is_granted(environ, FROM_REPORT):
-        raise BridgeError(f"{CONSENT_VARIABLE}: set, but not to a yes; unset it, or start no bridge")
+        raise BridgeError(f"{CONSENT_VARIABLE}: set, but not to a value that means on; unset it, or start no bridge")
 
 
 def _start_metrics(bridge: Bridge, environ: Mapping[str, str]) -> Callable[[], None]:
-    """Starts the bridge's own metrics where OTEL_METRICS_EXPORTER asks for them; what ends them again."""
+    """Starts the bridge's own metrics if OTEL_METRICS_EXPORTER asks for them; returns what stops them."""
     if environ.get("OTEL_METRICS_EXPORTER", "").strip() in ("", "none"):
         return lambda: None
     from otel_tbot.bridge.metrics import start

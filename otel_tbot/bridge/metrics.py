@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 EXPORTER_VARIABLE: Final = "OTEL_METRICS_EXPORTER"
 PROTOCOL_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
-RECEIVED: Final = "otel_tbot.bridge.application.reports.received"
-ACCEPTED: Final = "otel_tbot.bridge.application.reports.accepted"
-REFUSED: Final = "otel_tbot.bridge.application.reports.refused"
-WAITING: Final = "otel_tbot.bridge.application.reports.waiting"
-EXPORT_DURATION: Final = "otel_tbot.bridge.application.export.duration"
+RECEIVED: Final = "otel_tbot.bridge.reports.received"
+ACCEPTED: Final = "otel_tbot.bridge.reports.accepted"
+REJECTED: Final = "otel_tbot.bridge.reports.rejected"
+WAITING: Final = "otel_tbot.bridge.reports.waiting"
+EXPORT_DURATION: Final = "otel_tbot.bridge.export.duration"
 METRICS: Final = {
     RECEIVED: "Reports that reached the service, whatever became of them.",
     ACCEPTED: "Reports whose event the collector accepted.",
-    REFUSED: "Reports that were answered with an error, by `reason`.",
+    REJECTED: "Reports that were answered with an error, by `reason`.",
     WAITING: "Reports that wait for their export.",
     EXPORT_DURATION: "Seconds that the export of a group took, by `outcome`.",
 }
@@ -51,12 +51,12 @@ def start(bridge: "Bridge", environ: Mapping[str, str]) -> Callable[[], None]:
     def observe(count: Callable[[], int]) -> list[Callable[[CallbackOptions], Iterable[Observation]]]:
         return [lambda _options: [Observation(count())]]
 
-    def observe_refused(_options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(count, {"reason": reason}) for reason, count in counts.refused.items()]
+    def observe_rejected(_options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(count, {"reason": reason}) for reason, count in counts.rejected.items()]
 
     meter.create_observable_counter(RECEIVED, observe(lambda: counts.received), "{report}", METRICS[RECEIVED])
     meter.create_observable_counter(ACCEPTED, observe(lambda: counts.accepted), "{report}", METRICS[ACCEPTED])
-    meter.create_observable_counter(REFUSED, [observe_refused], "{report}", METRICS[REFUSED])
+    meter.create_observable_counter(REJECTED, [observe_rejected], "{report}", METRICS[REJECTED])
     meter.create_observable_gauge(WAITING, observe(lambda: bridge.waiting), "{report}", METRICS[WAITING])
     duration = meter.create_histogram(EXPORT_DURATION, "s", METRICS[EXPORT_DURATION])
 

@@ -20,7 +20,14 @@ from otel_tbot.consent import FROM_REPORT
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.relay.process import REFUSAL, Door
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, Call, RefusedError, Response, to_answer, to_error
+from otel_tbot.tbot.connect import (
+    MAX_REQUEST_BYTES,
+    ConnectCall,
+    ConnectError,
+    Response,
+    to_error_response,
+    to_response,
+)
 
 _LINGER_SECONDS: Final = 1.0
 """How long a client may take to fetch its answer, or to leave after one that came before it had sent all."""
@@ -28,9 +35,9 @@ _LINGER_SECONDS: Final = 1.0
 _PIECE_BYTES: Final = 16 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_HTTP: Final = Response(400)
-_BUSY: Final = to_error("resource_exhausted", "this relay has taken the one report it is for")
+_BUSY: Final = to_error_response("resource_exhausted", "this relay has taken the one report it is for")
 # As if it had left already, which it is about to.
-_DONE: Final = to_error("unavailable", "this relay has sent the one report it is for")
+_DONE: Final = to_error_response("unavailable", "this relay has sent the one report it is for")
 
 
 def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
@@ -85,7 +92,7 @@ class _Relay:
                 if is_reporter:
                     outcome = self._send(event, connection, accepted_at)
                     self._is_sent = True
-                    request.answer(to_answer(outcome, is_json=request.is_json))
+                    request.answer(to_response(outcome, is_json=request.is_json))
                 else:
                     request.answer(_DONE if self._is_sent else _BUSY)
         except OSError:
@@ -134,7 +141,7 @@ class _Request:
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._call: Call | None = None
+        self._call: ConnectCall | None = None
         self._refused: Response | None = None
         self._is_complete = False
 
@@ -150,14 +157,14 @@ class _Request:
                     return None
                 self._parser.feed_data(piece)
                 if self._refused is not None:
-                    raise RefusedError(self._refused)
+                    raise ConnectError(self._refused)
                 head_bytes += len(piece)
                 if self._call is None and head_bytes > MAX_REQUEST_BYTES:
-                    raise RefusedError(_NO_HTTP)
+                    raise ConnectError(_NO_HTTP)
             return self._call.finish()  # type: ignore[union-attr]  # a complete request has a head
         except httptools.HttpParserError:
             self.answer(_NO_HTTP)
-        except RefusedError as refused:
+        except ConnectError as refused:
             self.answer(refused.response)
         return None
 
@@ -197,8 +204,8 @@ class _Request:
         path = self._url.partition(b"?")[0].decode("ascii", "surrogateescape")
         method = self._parser.get_method().decode()
         try:
-            self._call = Call(method, path, self._headers, path_prefix=self._path_prefix)
-        except RefusedError as refused:
+            self._call = ConnectCall(method, path, self._headers, path_prefix=self._path_prefix)
+        except ConnectError as refused:
             self._refused = refused.response
             return
         self.is_json = self._call.is_json
@@ -209,7 +216,7 @@ class _Request:
         try:
             if self._call is not None and not self._is_complete:
                 self._call.add(piece)
-        except RefusedError as refused:
+        except ConnectError as refused:
             self._refused = self._refused or refused.response
 
     def on_message_complete(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from otel_tbot.bridge.batching import MAX_GROUP, MAX_GROUP_BYTES, FullError, GroupCommit
+from otel_tbot.bridge.batching import MAX_BATCH, MAX_BATCH_BYTES, BatchSender, FullError
 from otel_tbot.event import MAX_COUNT, TbotStart
 from otel_tbot.otlp.encoding import load_encoder
 from otel_tbot.outcome import Outcome
@@ -39,7 +39,7 @@ def start() -> TbotStart:
     return TbotStart(run_mode="daemon")
 
 
-async def deliver(group: GroupCommit, *, limit_seconds: float = PATIENT_SECONDS) -> Outcome:
+async def deliver(group: BatchSender, *, limit_seconds: float = PATIENT_SECONDS) -> Outcome:
     """Delivers one start."""
     return await group.deliver(start(), time_ns=1, limit_seconds=limit_seconds)
 
@@ -49,7 +49,7 @@ def test_what_gathers_while_a_group_is_out_is_the_next_group():
 
     async def run() -> tuple[list[int], set[Outcome]]:
         collector = Collector()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
         first = asyncio.create_task(deliver(group))
         await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
         others = [asyncio.create_task(deliver(group)) for _ in range(20)]
@@ -70,7 +70,7 @@ def test_a_group_has_a_bound():
     async def run() -> list[int]:
         collector = Collector()
         collector.gate.set()
-        group = GroupCommit(collector, max_group=4)
+        group = BatchSender(collector, max_batch=4)
         await asyncio.gather(*(deliver(group) for _ in range(10)))
         await group.drain(1)
         return [len(sent) for sent in collector.groups]
@@ -92,9 +92,9 @@ def test_the_largest_group_has_bounded_bytes(signal):
         destinations_kubernetes=MAX_COUNT,
         destinations_application=MAX_COUNT,
     )
-    group = [(largest, 2**63 - 1)] * MAX_GROUP
+    group = [(largest, 2**63 - 1)] * MAX_BATCH
 
-    assert MAX_GROUP * 256 < load_encoder(signal, is_local=False)(group).ByteSize() < MAX_GROUP_BYTES
+    assert MAX_BATCH * 256 < load_encoder(signal, is_local=False)(group).ByteSize() < MAX_BATCH_BYTES
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -104,7 +104,7 @@ def test_every_outcome_is_that_of_the_whole_group(outcome):
     async def run() -> list[Outcome]:
         collector = Collector(outcome)
         collector.gate.set()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
         outcomes = await asyncio.gather(*(deliver(group) for _ in range(3)))
         await group.drain(1)
         return outcomes
@@ -117,7 +117,7 @@ def test_a_caller_that_leaves_does_not_disturb_its_group():
 
     async def run() -> None:
         collector = Collector()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
         staying, leaving = asyncio.create_task(deliver(group)), asyncio.create_task(deliver(group))
         await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
         leaving.cancel()
@@ -138,7 +138,7 @@ def test_too_many_are_refused_at_once():
 
     async def run() -> None:
         collector = Collector()
-        group = GroupCommit(collector, max_waiting=2)
+        group = BatchSender(collector, max_pending=2)
         waiting = [asyncio.create_task(deliver(group)) for _ in range(2)]
         await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
         for _ in range(2):
@@ -158,7 +158,7 @@ def test_who_waited_too_long_is_told_so_and_is_not_sent_after_all():
 
     async def run() -> None:
         collector = Collector()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
         first = asyncio.create_task(deliver(group))
         await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
 
@@ -177,7 +177,7 @@ def test_drain_waits_for_outcomes_and_no_longer_than_it_may():
 
     async def run(*, is_answered: bool) -> Outcome:
         collector = Collector()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
         waiting = asyncio.create_task(deliver(group))
         await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
         if is_answered:
@@ -195,7 +195,7 @@ def test_a_sender_that_does_not_come_back_is_given_up():
 
     async def run() -> None:
         collector = Collector()
-        group = GroupCommit(collector)
+        group = BatchSender(collector)
 
         assert Outcome.TIMED_OUT is await deliver(group, limit_seconds=0.05)
         assert Outcome.ACCEPTED is await deliver(group)

@@ -213,8 +213,8 @@ def test_too_many_waiting_reports_are_refused_at_once():
     """Above the bound a report is `resource_exhausted`, at once, and later ones are served again."""
     script = """
 import asyncio, sys
-from otel_tbot.bridge import batching as grouping
-grouping.GroupCommit.__init__.__kwdefaults__["max_waiting"] = 3
+from otel_tbot.bridge import batching
+batching.BatchSender.__init__.__kwdefaults__["max_pending"] = 3
 from otel_tbot.__main__ import main
 main()
 """
@@ -391,9 +391,18 @@ def run_bridge(*arguments, **environ):
     )
 
 
+NOT_ON = "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a value that means on; unset it"
 STARTS = {
-    "no": ({"TELEPORT_ANONYMOUS_TELEMETRY": "0"}, (), "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a yes; unset it"),
-    "empty": ({"TELEPORT_ANONYMOUS_TELEMETRY": ""}, (), "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a yes"),
+    "no": (
+        {"TELEPORT_ANONYMOUS_TELEMETRY": "0"},
+        (),
+        "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a value that means on; unset it",
+    ),
+    "empty": (
+        {"TELEPORT_ANONYMOUS_TELEMETRY": ""},
+        (),
+        "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a value that means on",
+    ),
     "disabled": (
         {"OTEL_SDK_DISABLED": "true"},
         (),
@@ -504,18 +513,18 @@ def test_its_own_metrics_are_sent_only_where_they_are_asked_for():
     assert "otel-tbot-bridge" == resource["service.name"]
     assert __version__ == resource["service.version"]
     assert {
-        *("otel_tbot.bridge.application.reports.received", "otel_tbot.bridge.application.reports.accepted"),
+        *("otel_tbot.bridge.reports.received", "otel_tbot.bridge.reports.accepted"),
         *(
-            "otel_tbot.bridge.application.reports.refused",
-            "otel_tbot.bridge.application.reports.waiting",
-            "otel_tbot.bridge.application.export.duration",
+            "otel_tbot.bridge.reports.rejected",
+            "otel_tbot.bridge.reports.waiting",
+            "otel_tbot.bridge.export.duration",
         ),
     } == points.keys()
-    assert 5 == points["otel_tbot.bridge.application.reports.received"][0]["as_int"]
-    assert 3 == points["otel_tbot.bridge.application.reports.accepted"][0]["as_int"]
-    (refused,) = points["otel_tbot.bridge.application.reports.refused"]
+    assert 5 == points["otel_tbot.bridge.reports.received"][0]["as_int"]
+    assert 3 == points["otel_tbot.bridge.reports.accepted"][0]["as_int"]
+    (refused,) = points["otel_tbot.bridge.reports.rejected"]
     assert (2, "invalid_argument") == (refused["as_int"], refused["attributes"][0]["value"]["string_value"])
-    assert 3 == points["otel_tbot.bridge.application.export.duration"][0]["count"]
+    assert 3 == points["otel_tbot.bridge.export.duration"][0]["count"]
     assert CANARY not in str(sent)
     assert {"/v1/logs"} == {request.path for request in server.requests}
     assert {"/v1/metrics"} == {request.path for request in metrics.requests}

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_tbot import settings as otel_settings
+from otel_tbot.bridge.application import ReportingService
 from otel_tbot.errors import EventError, TbotConfigError
 from otel_tbot.event import ATTRIBUTES, TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.tbot.config import StartFlags, parse_config, read_event
-from otel_tbot.tbot.connect import build_application
 from otel_tbot.tbot.report import to_report
 from tests.proof.mutation import CANARY, Mutator, draw_seeds
 from tests.relay.test_server import Command
@@ -80,7 +80,7 @@ class Counted:
 
     def __init__(self):
         self.events = []
-        self.application = build_application(self.deliver, path_prefix=SECRET)
+        self.application = ReportingService(self.deliver, path_prefix=SECRET)
 
     async def deliver(self, event):
         self.events.append(event)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import pytest
 from google.protobuf.json_format import MessageToJson
 
+from otel_tbot.bridge.application import ReportingService
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, build_application, to_error
+from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, to_error_response
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
 from otel_tbot.tbot.report import to_report
 from tests.support.asgi import PROTO, call
@@ -29,7 +30,7 @@ class Caller:
                 raise outcome
             return outcome
 
-        self._application = build_application(deliver, path_prefix=path_prefix)
+        self._application = ReportingService(deliver, path_prefix=path_prefix)
 
     def call(
         self,
@@ -261,7 +262,7 @@ def test_a_client_s_own_timeout_is_kept(timeout_ms):
         return Outcome.ACCEPTED
 
     caller = Caller()
-    caller._application = build_application(deliver)  # noqa: SLF001  # one that takes its time
+    caller._application = ReportingService(deliver)  # noqa: SLF001  # one that takes its time
     status, answer = caller.call(a_report().SerializeToString(), headers=(*PROTO, (b"connect-timeout-ms", timeout_ms)))
 
     assert (504 if is_short else 200) == status
@@ -282,7 +283,7 @@ def test_a_client_that_leaves_before_its_body_is_whole_reports_nothing():
         raise AssertionError
 
     scope = {"type": "http", "method": "POST", "path": PROCEDURE, "headers": list(PROTO)}
-    asyncio.run(build_application(deliver, note=noted.append)(scope, receive, send))
+    asyncio.run(ReportingService(deliver, on_report=noted.append)(scope, receive, send))
 
     assert ([], []) == (noted, sent)
 
@@ -290,6 +291,6 @@ def test_a_client_that_leaves_before_its_body_is_whole_reports_nothing():
 @pytest.mark.parametrize("message", ["", "plain", 'a "quoted" word', "a back\\slash", '\\"'])
 def test_an_error_is_json_whatever_its_message(message):
     """A message with what JSON escapes comes out as it went in."""
-    body = to_error("unavailable", message).body
+    body = to_error_response("unavailable", message).body
 
     assert {"code": "unavailable", "message": message} == json.loads(body)
