@@ -5,25 +5,18 @@ With --check it fails where they differ.
 
 import re
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
-from otel_tbot.exporters.records import SCOPE, to_resource
-from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.settings import SETTINGS
 from tools import ROOT, reference
+from tools.guard import GUARD, renew_guard
 from tools.pages import read_pages
 from tools.panels import DASHBOARD, EXPECTED
 from tools.registry import to_registry
 
 REGISTRY = ROOT / "semantic-conventions" / "tbot.yaml"
-GUARD = ROOT / "collector-config" / "guard.yaml"
-
-# What a version of the SDK and of this package looks like, in Go's regular expressions.
-_SDK_VERSION = "[0-9]{1,4}(?:[.][0-9]{1,4}){1,3}(?:(?:a|b|rc|[.]dev)[0-9]{1,4})?"
-_LINE_CHARACTERS = 116
 _TABLE = re.compile(r"(<!-- ([a-z ]+): `make docs` writes this table -->\n)(.*?)(<!-- end of \2 -->\n)", re.DOTALL)
 
 
@@ -64,106 +57,6 @@ def to_panel_table() -> str:
         )
         rows.append(f"| {panel['title']} | {queries} | {answers} |")
     return "\n".join(rows)
-
-
-def renew_guard(text: str) -> str:
-    """*text* with each list between its markers made anew."""
-    lists = {
-        "attributes: log": (6, to_conditions("log")),
-        "attributes: span": (6, to_conditions("span")),
-        "keys: log": (10, to_keys("log")),
-        "keys: span": (10, to_keys("span")),
-    }
-    for name, (indent, entries) in lists.items():
-        text = _replace(text, name, "".join(_to_item(entry, indent) for entry in entries))
-    resource = "      - context: resource\n        statements:\n"
-    resource += "".join(_to_item(entry, 10) for entry in to_resource_statements())
-    resource += "      - context: scope\n        statements:\n"
-    resource += "".join(_to_item(entry, 10) for entry in to_scope_statements())
-    return _replace(text, "resource", resource)
-
-
-def _replace(text: str, name: str, lines: str) -> str:
-    kind = name.partition(":")[0]
-    pattern = rf"( *# <{re.escape(name)}>\n).*?( *# </{kind}>\n)"
-    if not re.search(pattern, text, re.DOTALL):
-        raise AssertionError(f"guard.yaml has no markers for {name}")
-    return re.sub(pattern, lambda found: found.group(1) + lines + found.group(2), text, flags=re.DOTALL)
-
-
-def _to_item(entry: str, indent: int) -> str:
-    """An item of a list in YAML, over as many lines as it takes."""
-    folded = textwrap.wrap(entry, _LINE_CHARACTERS - indent, break_long_words=False, break_on_hyphens=False)
-    pad = " " * indent
-    if len(folded) == 1:
-        return f"{pad}- {entry}\n"
-    return f"{pad}- >-\n" + "".join(f"{pad}  {line}\n" for line in folded)
-
-
-def to_conditions(context: str) -> list[str]:
-    """The conditions under which a record is dropped, one an attribute."""
-    return [_to_condition(attribute, f'{context}.attributes["{attribute.key}"]') for attribute in ATTRIBUTES]
-
-
-def _to_condition(attribute: Attribute, path: str) -> str:
-    if attribute.type == "int":
-        return f"not IsInt({path}) or {path} < 0 or {path} > {MAX_COUNT}"
-    if attribute.values:
-        allowed = (*attribute.values, *((OTHER,) if attribute.may_be_other else ()))
-        test = f"ContainsValue({_to_list(allowed)}, {path})"
-    else:
-        test = f'IsMatch({path}, "{_to_pattern(attribute.pattern)}")'
-        if attribute.may_be_other:
-            test = f'({path} == "{OTHER}" or {test})'
-    known = "" if attribute.is_required else f"{path} != nil and "
-    return f"{known}not (IsString({path}) and {test})"
-
-
-def to_keys(context: str) -> list[str]:
-    """The statement that keeps the documented keys."""
-    return [f"keep_keys({context}.attributes, {_to_list(attribute.key for attribute in ATTRIBUTES)})"]
-
-
-def to_resource_statements() -> list[str]:
-    """The statements that leave of a resource what the package's own has."""
-    statements = [
-        'merge_maps(resource.cache, resource.attributes, "insert")',
-        "set(resource.attributes, resource.cache)",
-    ]
-    statements.append(f"keep_keys(resource.attributes, {_to_list(to_resource(is_local=True).attributes)})")
-    constants = {"telemetry.sdk.language": "python", "telemetry.sdk.name": "opentelemetry"}
-    statements.append('set(resource.attributes["service.name"], "tbot")')
-    for key, value in constants.items():
-        statements.append(f'set(resource.attributes["{key}"], "{value}") where resource.attributes["{key}"] != nil')
-    for key, values in (("os.type", OS_TYPES), ("host.arch", HOST_ARCHS)):
-        path = f'resource.attributes["{key}"]'
-        allowed = _to_list(dict.fromkeys(values.values()))
-        test = f"not (IsString({path}) and ContainsValue({allowed}, {path}))"
-        statements.append(f'delete_key(resource.attributes, "{key}") where {path} != nil and {test}')
-    path = 'resource.attributes["telemetry.sdk.version"]'
-    test = f'not (IsString({path}) and IsMatch({path}, "{_to_pattern(_SDK_VERSION)}"))'
-    statements.append(f'delete_key(resource.attributes, "telemetry.sdk.version") where {path} != nil and {test}')
-    return [*statements, "set(resource.dropped_attributes_count, 0)", 'set(resource.schema_url, "")']
-
-
-def to_scope_statements() -> list[str]:
-    """The statements that leave of a scope what the package's own has."""
-    return [
-        f'set(scope.name, "{SCOPE.name}")',
-        f'set(scope.version, "") where not IsMatch(scope.version, "{_to_pattern(_SDK_VERSION)}")',
-        "keep_keys(scope.attributes, [])",
-        "set(scope.dropped_attributes_count, 0)",
-        'set(scope.schema_url, "")',
-    ]
-
-
-def _to_list(values: Iterable[str]) -> str:
-    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
-
-
-def _to_pattern(pattern: str) -> str:
-    """A whole match, as a text of OTTL has it."""
-    return f"^(?:{pattern})$".replace("\\", "\\\\")
 
 
 def to_attribute_table() -> str:
