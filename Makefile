@@ -101,6 +101,15 @@ build/backends/%: go/backends/%/go.mod go/backends/%/go.sum
 	@mkdir -p build/backends
 	cd go/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
 
+.PHONY: logql
+logql: build/logql/.installed ## Install Grafana's grammar of LogQL, with which tests parse the queries for Loki
+
+build/logql/.installed: tests/logql/package.json tests/logql/package-lock.json tests/logql/parse.js
+	@mkdir -p build/logql
+	cp tests/logql/* build/logql/
+	cd build/logql && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 .PHONY: build
 build: $(VENV)/.packaged ## Build sdist and wheel into dist/, the wheel from the sdist, and check both
 	@rm -rf dist

@@ -6,14 +6,15 @@ With --check it fails where they differ.
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
-from tools import ROOT, reference
+from tools import ROOT, dashboards, reference
 from tools.guard import GUARD, renew_guard
 from tools.pages import read_pages
-from tools.panels import DASHBOARD, EXPECTED
+from tools.panels import EXPECTED
 from tools.registry import to_registry
 
 REGISTRY = ROOT / "semantic-conventions" / "tbot.yaml"
@@ -24,8 +25,9 @@ def main() -> int:
     """0 where every file is true now, 1 where --check found that one was not."""
     status = 0
     files = [(page.path, renew_page) for page in read_pages()]
+    files += [(dashboards.FOLDER / store.file_name, partial(_renew_dashboard, store)) for store in dashboards.STORES]
     for path, renew in (*files, (GUARD, renew_guard), (REGISTRY, lambda _: to_registry())):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         renewed = renew(text)
         if "--check" not in sys.argv:
             path.write_text(renewed, encoding="utf-8")
@@ -33,6 +35,11 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)}: differs from the code; run `make docs`", file=sys.stderr)
             status = 1
     return status
+
+
+def _renew_dashboard(store: dashboards.Store, _: str) -> str:
+    """Returns the dashboard for *store*."""
+    return dashboards.to_text(store)
 
 
 def find_tables(text: str) -> list[str]:
@@ -46,16 +53,15 @@ def renew_page(text: str) -> str:
 
 
 def to_panel_table() -> str:
-    """Each panel of the dashboard with its queries and what they answer after the known events."""
-    rows = ["| Panel | Query | Answer |", "| --- | --- | --- |"]
-    for panel in DASHBOARD["panels"]:
-        queries = "<br>".join(f"`{target['expr']}`".replace("|", "\\|") for target in panel["targets"])
-        unit = panel["fieldConfig"]["defaults"]["unit"]
-        answers = ", ".join(
-            f"{name or '(not known)'} {f'{value:.0%}' if unit == 'percentunit' else f'{value:g}'}"
-            for name, value in EXPECTED[panel["title"]].items()
-        )
-        rows.append(f"| {panel['title']} | {queries} | {answers} |")
+    """Returns each panel of the dashboard with its queries, and what they answer after the known events."""
+    store = dashboards.VictoriaLogs()
+    rows = ["| Panel | What its query does with the filtered events (LogsQL) | Answer |", "| --- | --- | --- |"]
+    for panel in dashboards.list_panels(dashboards.to_dashboard(store)):
+        if panel["title"] not in EXPECTED:
+            continue
+        queries = "<br>".join(f"`{dashboards.to_computation(target['expr'])}`" for target in panel["targets"])
+        answers = ", ".join(f"{name} {value:g}" for name, value in EXPECTED[panel["title"]].items())
+        rows.append(f"| {panel['title']} | {queries.replace('|', chr(92) + '|')} | {answers} |")
     return "\n".join(rows)
 
 

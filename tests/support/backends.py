@@ -1,5 +1,7 @@
 """The real back ends, built from Go modules by `make backends`: Prometheus, Loki and Jaeger, on free loopback ports."""
 
+import json
+import os
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -26,7 +28,8 @@ class Backend(ABC):
     def __init__(self, folder: Path) -> None:
         self._folder = folder / self.name
         self._folder.mkdir()
-        self.program = PROGRAMS / self.name
+        # LOKI=/path and the like use another program.
+        self.program = Path(os.environ.get(self.name.upper(), PROGRAMS / self.name))
         if not self.program.exists():
             pytest.skip(f"{self.name} was not built: see `make backends`")
 
@@ -153,6 +156,33 @@ class Loki(Backend):
     def query(self, expression: str, **parameters: Any) -> list[dict[str, Any]]:
         """The result of an instant query."""
         return list(self.get("/loki/api/v1/query", query=expression, **parameters)["data"]["result"])
+
+
+class VictoriaLogs(Backend):
+    """VictoriaLogs, which takes log records by OTLP and has a web page inside."""
+
+    name = "victorialogs"
+    ready = "/health"
+
+    def configure(self, ports: list[int]) -> list[str]:
+        folder = f"-storageDataPath={self._folder / 'data'}"
+        return [
+            f"-httpListenAddr=127.0.0.1:{ports[0]}",
+            folder,
+            "-retentionPeriod=100y",
+            "-inmemoryDataFlushInterval=1s",
+        ]
+
+    def environ(self) -> dict[str, str]:
+        """Returns what grafana.yaml needs."""
+        return {"TBOT_LOKI": f"{self.url}/insert/opentelemetry"}
+
+    def query_logs(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Returns the events that *query* finds."""
+        answer = requests.get(f"{self.url}/select/logsql/query", params={"query": query, **parameters}, timeout=60)
+        if not answer.ok:
+            raise AssertionError(f"{query}: {answer.status_code} {answer.text[:500]}")
+        return [json.loads(line) for line in answer.text.splitlines()]
 
 
 class Jaeger(Backend):
