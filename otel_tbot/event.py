@@ -1,6 +1,7 @@
-"""The event: what is known of one start of tbot goes in, a checked `TbotStart` comes out.
+"""Validates what is known about one start of tbot and holds it as a `TbotStart`.
 
-ATTRIBUTES is the table that everything else is tested against: the README, the exporters, the collector's guard.
+ATTRIBUTES is the one table of attributes: the documentation, the registry, the collector's guard and the dashboards are
+generated from it or tested against it.
 Source: Teleport, "Telemetry" page for tbot; tbot's protocol (prehog.v1alpha).
 """
 
@@ -14,22 +15,24 @@ from otel_tbot.errors import EventError
 
 EVENT_NAME: Final = "tbot.start"
 OTHER: Final = "_OTHER"
-"""What takes the place of a text outside its closed vocabulary or pattern: counted, not repeated."""
+"""Replaces a string outside its closed vocabulary or pattern: the start is counted, the string does not travel."""
 
 MAX_COUNT: Final = 2**31 - 1
 """tbot's protocol carries counts as int32."""
 
 RunMode = Literal["one-shot", "daemon"]
-JoinType = Literal[
+JoinMethod = Literal[
     "token", "azure", "azure_devops", "bitbucket", "bound_keypair", "circleci", "ec2", "env0", "gcp",
     "generic_oidc", "github", "gitlab", "iam", "kubernetes", "oracle", "spacelift", "terraform_cloud", "tpm",
 ]  # fmt: skip
+JoinType = JoinMethod | Literal["", "_OTHER"]
+"""A join method, "" if it is not known, OTHER for any other."""
 
-RUN_MODES: Final[tuple[str, ...]] = get_args(RunMode)
-JOIN_TYPES: Final[tuple[str, ...]] = get_args(JoinType)
+RUN_MODES: Final[tuple[RunMode, ...]] = get_args(RunMode)
+JOIN_METHODS: Final[tuple[JoinMethod, ...]] = get_args(JoinMethod)
 
 # Numbers have at most four digits: longer ones are dates and build numbers, which tell builds apart. The public
-# patterns match a whole value and keep to RE2, which the collector's guard is written in.
+# patterns match a whole value and use RE2's syntax only, for the collector's guard.
 _NUMBER = "(?:0|[1-9][0-9]{0,3})"
 _STAGE = "-(?:dev|alpha|beta|rc)"
 
@@ -38,22 +41,22 @@ HELPER_PATTERN: Final = r"[A-Za-z0-9._:/-]{1,64}"
 HELPER_VERSION_PATTERN: Final = rf"v?{_NUMBER}(?:\.{_NUMBER}){{0,3}}(?:{_STAGE}(?:\.?{_NUMBER})?)?"
 SESSION_ID_PATTERN: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
-# Where a version ends in a longer text: neither a number nor a stage may be the beginning of a longer word.
+# The end of a version in a longer string: neither a number nor a stage may be the beginning of a longer word.
 _STAGE_AT = rf"(?:{_STAGE}(?![A-Za-z])(?:\.?{_NUMBER}(?![0-9]))?(?![0-9]))?"
-_VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?![0-9]){_STAGE_AT}")
-# A single number may be the beginning of a commit id, so here what follows may not go on with a letter either.
-_HELPER_VERSION = re.compile(rf"v?{_NUMBER}(?:\.{_NUMBER}){{0,3}}{_STAGE_AT}(?![0-9A-Za-z])")
+_VERSION = re.compile(rf"v?({_NUMBER}\.{_NUMBER}\.{_NUMBER}(?![0-9]){_STAGE_AT})")
+# A single number may be the beginning of a commit id, so no letter may follow it either.
+_HELPER_VERSION = re.compile(rf"(v?{_NUMBER}(?:\.{_NUMBER}){{0,3}}{_STAGE_AT})(?![0-9A-Za-z])")
 _HELPER = re.compile(HELPER_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One attribute of the event, as it travels.
+    """One attribute of the event.
 
-    `values` is the closed vocabulary of a string, `pattern` what it must match whole where it is open and `form` the
-    same for people; an int is 0 to MAX_COUNT. `may_be_other` says that OTHER can stand in its place, `is_required`
-    that it is always there. `field` is the name in `TbotStart`.
+    `values` is the closed vocabulary of a string. An open one matches `pattern` as a whole; `form` says the same for
+    people. An int is 0 to MAX_COUNT. `may_be_other` says that the value can be OTHER, `is_required` that the attribute
+    is always present. `field` is its name in `TbotStart`.
     """
 
     key: str
@@ -67,7 +70,7 @@ class Attribute:
     is_required: bool = False
 
     def allows(self, value: object) -> bool:
-        """Whether *value* may travel under this key. Pure; raises nothing."""
+        """Returns whether *value* may travel under this key. Pure; raises nothing."""
         if self.type == "int":
             return type(value) is int and 0 <= value <= MAX_COUNT
         if not isinstance(value, str):
@@ -82,7 +85,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         key="tbot.run_mode",
         type="string",
         field="run_mode",
-        brief="Whether tbot was started to run once (`--oneshot`) or to stay.",
+        brief="Whether tbot was started to run once (`--oneshot`) or as a daemon.",
         values=RUN_MODES,
         is_required=True,
     ),
@@ -90,9 +93,9 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         key="tbot.version",
         type="string",
         field="version",
-        brief="The running tbot's version; what follows it, such as the name of a build, is cut off.",
+        brief="The running tbot's version, without anything that follows it, such as the name of a build.",
         pattern=VERSION_PATTERN,
-        form="`18.4.1`, with `-dev`, `-alpha`, `-beta` or `-rc` and their number where it has them",
+        form="`18.4.1`, with `-dev`, `-alpha`, `-beta` or `-rc` and their number if it has them",
         may_be_other=True,
     ),
     Attribute(
@@ -100,14 +103,14 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         type="string",
         field="join_type",
         brief="The join method that tbot uses.",
-        values=JOIN_TYPES,
+        values=JOIN_METHODS,
         may_be_other=True,
     ),
     Attribute(
         key="tbot.helper",
         type="string",
         field="helper",
-        brief="The helper that started tbot, such as `gha:teleport-actions/auth`; only if there was one.",
+        brief="The helper that started tbot, such as `gha:teleport-actions/auth`; only if a helper did.",
         pattern=HELPER_PATTERN,
         form="1 to 64 of `A-Za-z0-9._:/-`",
         may_be_other=True,
@@ -162,22 +165,25 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
 
 
 def to_version(text: str) -> str:
-    """The version that *text* begins with, "" for "", OTHER for what is no version. Pure; raises nothing."""
+    """Returns the version that *text* begins with, without a leading `v`; "" for "", otherwise OTHER. Pure."""
     return _to_prefix(_VERSION, text)
 
 
 def to_helper_version(text: str) -> str:
-    """The helper's version that *text* begins with, "" for "", OTHER for what is none. Pure; raises nothing."""
+    """Returns the helper's version that *text* begins with; "" for "", otherwise OTHER. Pure; raises nothing."""
     return _to_prefix(_HELPER_VERSION, text)
 
 
-def to_join_type(text: str) -> str:
-    """*text* if it is a join method, "" for "", otherwise OTHER. Pure; raises nothing."""
-    return text if text == "" or text in JOIN_TYPES else OTHER
+def to_join_type(text: str) -> JoinType:
+    """Returns *text* if it is a join method, "" for "", otherwise OTHER. Pure; raises nothing."""
+    return _JOIN_TYPES.get(text, OTHER)
+
+
+_JOIN_TYPES: Final[dict[str, JoinType]] = {"": "", **{method: method for method in JOIN_METHODS}}
 
 
 def to_helper(text: str) -> str:
-    """*text* if it is 1 to 64 of the allowed characters, "" for "", otherwise OTHER. Pure; raises nothing."""
+    """Returns *text* if it is 1 to 64 of the allowed characters, "" for "", otherwise OTHER. Pure; raises nothing."""
     return text if text == "" or _HELPER.fullmatch(text) else OTHER
 
 
@@ -185,7 +191,7 @@ def _to_prefix(pattern: re.Pattern[str], text: str) -> str:
     if text == "":
         return ""
     found = pattern.match(text)
-    return found.group() if found else OTHER
+    return found.group(1) if found else OTHER
 
 
 def _new_session_id() -> str:
@@ -194,20 +200,19 @@ def _new_session_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TbotStart:
-    """One start of tbot, complete and within its rules once built; "" is not known.
+    """One start of tbot, complete and valid once built; "" means that a fact is not known.
 
-    Texts outside their vocabulary or pattern become OTHER, versions lose what follows the version, and
-    `helper_version` is dropped where there is no helper.
+    A string outside its vocabulary or pattern becomes OTHER, a version loses its leading `v` and anything that follows
+    it, and `helper_version` is dropped if there is no helper.
 
     Raises:
-        EventError: naming every field that is of the wrong type, an unknown run mode, a count below 0 or above
-            MAX_COUNT, a session id that is no random (version 4) UUID. An older UUID version can hold a network
-            card's address, so it is refused too.
+        EventError: naming every field of the wrong type, an unknown run mode, a count below 0 or above MAX_COUNT, and
+            a session id that is not a random (version 4) UUID: older UUID versions can hold a network card's address.
     """
 
-    run_mode: str
+    run_mode: RunMode
     version: str = ""
-    join_type: str = ""
+    join_type: JoinType = ""
     helper: str = ""
     helper_version: str = ""
     destinations_other: int = 0
@@ -217,9 +222,9 @@ class TbotStart:
     session_id: str = field(default_factory=_new_session_id)
 
     def __post_init__(self) -> None:
-        faults = [fault for attribute in ATTRIBUTES if (fault := self._find_fault(attribute))]
-        if faults:
-            raise EventError(faults)
+        errors = [error for attribute in ATTRIBUTES if (error := self._find_error(attribute))]
+        if errors:
+            raise EventError(errors)
         helper = to_helper(self.helper)
         for name, value in (
             ("version", to_version(self.version)),
@@ -232,27 +237,27 @@ class TbotStart:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, object]) -> "TbotStart":
-        """The event that *attributes*, with the keys of ATTRIBUTES, tell of; other keys are left behind. Pure.
+        """Returns the event with *attributes*, whose keys are those of ATTRIBUTES; other keys are ignored. Pure.
 
         Raises:
-            EventError: as for the fields themselves; `run_mode` is the one that must be there.
+            EventError: as for the fields themselves; `run_mode` is required.
         """
         fields = {a.field: attributes[a.key] for a in ATTRIBUTES if a.key in attributes}
         return cls(**{"run_mode": "", **fields})  # type: ignore[arg-type]  # checked as all values are
 
     def attributes(self) -> dict[str, str | int]:
-        """The event's OpenTelemetry attributes, in the order of ATTRIBUTES, unknown ones left out. Pure."""
+        """Returns the event's OpenTelemetry attributes in the order of ATTRIBUTES, without unknown facts. Pure."""
         values = ((attribute.key, getattr(self, attribute.field)) for attribute in ATTRIBUTES)
         return {key: value for key, value in values if value != ""}
 
-    def _find_fault(self, attribute: Attribute) -> tuple[str, str] | None:
+    def _find_error(self, attribute: Attribute) -> tuple[str, str] | None:
         value = getattr(self, attribute.field)
         if attribute.type == "int":
             return (
                 None if attribute.allows(value) else (attribute.field, f"must be a whole number from 0 to {MAX_COUNT}")
             )
         if not isinstance(value, str):
-            return attribute.field, "must be a text"
+            return attribute.field, "must be a string"
         if attribute.field == "run_mode" and value not in RUN_MODES:
             return attribute.field, f"must be one of {', '.join(RUN_MODES)}"
         if attribute.field == "session_id" and not _SESSION_ID.fullmatch(value.lower()):

@@ -60,7 +60,7 @@ def _redirect_report() -> None:
         return
     from otel_tbot import settings
 
-    faults = list(settings.find_faults(os.environ))
+    faults = list(settings.find_warnings(os.environ))
     try:
         if not settings.has_endpoint(os.environ, settings.SIGNAL.resolve(os.environ)):
             raise NoRelayError("there is no endpoint; see `otel-tbot doctor`")

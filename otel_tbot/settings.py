@@ -1,46 +1,86 @@
-"""Every setting: an environment goes in, values and the faults of malformed variables come out.
+"""Reads every setting from an environment, with a warning for each malformed variable.
 
-SETTINGS is the one table of variables, rules and defaults; the README's table is tested against it. Malformed values
-never raise: the default takes their place and `find_faults` says so, without the value. Part of the start path of
-`otel-tbot run`, so nothing is imported here.
+SETTINGS is the one table of variables, rules and defaults; the page docs/reference/settings.md is generated from it. A
+malformed value never raises: its default is used and `find_warnings` names the variable and the rule, never the value.
+Nothing is imported at the top, since `otel-tbot run` reads settings before tbot starts.
 
-Source of the OTEL_EXPORTER_OTLP_* variables: OpenTelemetry specification, OTLP exporter configuration. An empty
-variable counts as unset there, and so it does here.
+Source of the OTEL_EXPORTER_OTLP_* variables: OpenTelemetry specification, OTLP exporter configuration, which counts an
+empty variable as unset.
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
-    from typing import Any, Final
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, Final, Literal
+
+    Signal = Literal["log", "span"]
+    Protocol = Literal["http/protobuf", "grpc"]
 
 SIGNALS: "Final" = ("log", "span")
 PROTOCOLS: "Final" = ("http/protobuf", "grpc")
 COMPRESSIONS: "Final" = ("none", "gzip", "deflate")
 
-COMMANDS: "Final" = "commands"
-PLUGINS: "Final" = "plug-ins"
-USERS: "Final" = (COMMANDS, PLUGINS)
-
-DAEMON_DEADLINE_MS: "Final" = 10_000
-"""How long the relay tries for a daemon, which does not wait for it."""
-
-MAX_EXPORT_TIMEOUT_SECONDS: "Final" = 600
+DAEMON_TIMEOUT_MS: "Final" = 10_000
+"""How long the relay and the bridge try for a daemon, which does not wait for them."""
 
 _OTLP_NAMES = {"log": "LOGS", "span": "TRACES"}
 _DEFAULT_PORTS = {"http/protobuf": 4318, "grpc": 4317}
-_DEFAULT_PATHS = {"log": "v1/logs", "span": "v1/traces"}
+_SCHEME_PORTS = {"http": 80, "https": 443}
+_SIGNAL_PATHS = {"log": "/v1/logs", "span": "/v1/traces"}
 _MAX_TIMEOUT_DIGITS = 6
 _MAX_PORT = 65535
 _HEADER_NAME_PUNCTUATION = "!#$%&'*+-.^_`|~"
 
+# Set by the transport itself: a second value would break the request's framing.
+_RESERVED_HEADERS = frozenset(
+    (
+        *("connection", "content-encoding", "content-length", "content-type", "expect", "host", "te", "trailer"),
+        *("transfer-encoding", "upgrade"),
+    )
+)
+
+
+class Endpoint:
+    """An endpoint as a URL (RFC 3986): `scheme` ("" for HOST:PORT), `user`, `host`, `port`, `path` and `query`.
+
+    `user` is the user information as it stands in the URL, percent-encoded. An IPv6 `host` has no brackets and keeps
+    its zone, which never leaves this machine (`authority`). `port` is 0 if there is none. A fragment is dropped.
+    """
+
+    __slots__ = ("host", "path", "port", "query", "scheme", "user")
+
+    def __init__(self, *, scheme: str, user: str, host: str, port: int, path: str, query: str) -> None:
+        self.scheme = scheme
+        self.user = user
+        self.host = host
+        self.port = port
+        self.path = path
+        self.query = query
+
+    @property
+    def authority(self) -> str:
+        """Host and port as a server is told them: an IPv6 zone is left out, since it names a network interface."""
+        host = self.host.partition("%")[0]
+        host = f"[{host}]" if ":" in host else host
+        return f"{host}:{self.port}" if self.port != _SCHEME_PORTS.get(self.scheme) else host
+
+    def to_text(self) -> str:
+        """Returns the endpoint as it may be shown. Pure.
+
+        User information and query are left out, and so is a path other than OTLP's own: each may hold a token.
+        """
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f":{self.port}" if self.port else ""
+        path = self.path if self.path in ("", "/", *_SIGNAL_PATHS.values()) else "/…"
+        return f"{self.scheme}{'://' if self.scheme else ''}{host}{port}{path}"
+
 
 class Setting:
-    """One variable, or one family of OTLP variables (general, and per signal, which comes first).
+    """One variable, or one family of OTLP variables: the general one, and one per signal, which comes first.
 
-    `name` is the general variable; `parse` takes the text to the value and raises ValueError for a malformed one;
-    `rule` says what `parse` accepts, `default` what holds instead, `default_text` the same for people, `unset_text`
-    what holds where nothing is set, if that is something else; `used_by` says whether commands and `emit`, or the
-    exporter plug-ins, or both read it.
+    `name` is the general variable. `parse` converts text to the value and raises ValueError for malformed text. `rule`
+    says what `parse` accepts, `default` is used instead, `default_text` says so for people; `unset_text` is what holds
+    if nothing is set, if that differs.
     """
 
     def __init__(
@@ -53,7 +93,6 @@ class Setting:
         rule: str,
         meaning: str,
         unset_text: str = "",
-        used_by: "Collection[str]" = USERS,
     ) -> None:
         self.name = name
         self.parse = parse
@@ -62,50 +101,62 @@ class Setting:
         self.rule = rule
         self.meaning = meaning
         self.unset_text = unset_text or default_text
-        self.used_by = used_by
 
     def variables(self, signal: str) -> tuple[str, ...]:
-        """The variables read for *signal*, the first that is set wins. Pure."""
+        """Returns the variables read for *signal*; the first that is set decides. Pure."""
         prefix = "OTEL_EXPORTER_OTLP_"
         if not self.name.startswith(prefix):
             return (self.name,)
         return f"{prefix}{_OTLP_NAMES[signal]}_{self.name.removeprefix(prefix)}", self.name
 
     def find(self, environ: "Mapping[str, str]", signal: str) -> tuple[str, str]:
-        """The variable that decides for *signal* and its text, both "" where none is set. Pure."""
+        """Returns the variable that decides for *signal* and its text, both "" if none is set. Pure."""
         for variable in self.variables(signal):
             if text := environ.get(variable, "").strip():
                 return variable, text
         return "", ""
 
+    def read(self, text: str) -> "tuple[Any, str]":
+        """Returns the value of *text*, and what is wrong with it ("" if nothing is). Pure; raises nothing."""
+        try:
+            return self.parse(text), ""
+        except ValueError:
+            return self.default, f"must be {self.rule}; using {self.default_text}"
+
     def resolve(self, environ: "Mapping[str, str]", signal: str = "log") -> "Any":
-        """The value in force, the default where the variable is unset or malformed. Pure; raises nothing."""
+        """Returns the value in force: the default if the variable is unset or malformed. Pure; raises nothing."""
         _, text = self.find(environ, signal)
-        if text:
-            try:
-                return self.parse(text)
-            except ValueError:
-                pass
-        return self.default
+        return self.read(text)[0] if text else self.default
 
-    def find_fault(self, environ: "Mapping[str, str]", signal: str = "log") -> str:
-        """What is wrong with the variable in force: its name, rule and remedy; "" for nothing. Pure."""
+    def find_warning(self, environ: "Mapping[str, str]", signal: str = "log") -> str:
+        """Returns what is wrong with the variable in force: its name, rule and remedy; "" if nothing is. Pure."""
         variable, text = self.find(environ, signal)
-        if text:
-            try:
-                self.parse(text)
-            except ValueError:
-                return f"{variable}: must be {self.rule}; using {self.default_text}"
-        return ""
+        problem = self.read(text)[1] if text else ""
+        return f"{variable}: {problem}" if problem else ""
 
 
-def _parse_choice(*choices: str) -> "Callable[[str], str]":
-    def parse(text: str) -> str:
-        if text not in choices:
+class _HeadersSetting(Setting):
+    """Headers, of which the well-formed ones are used even if others are malformed."""
+
+    def read(self, text: str) -> "tuple[Any, str]":
+        headers, malformed = _parse_headers(text)
+        if not malformed:
+            return headers, ""
+        numbers = ", ".join(map(str, malformed))
+        rest = "the others are sent" if headers else "no header is sent"
+        return headers, f"entry {numbers}: must be name=value, URL-encoded, and not set by otel-tbot itself; {rest}"
+
+
+class _Choice:
+    """Parses one of a closed set of texts."""
+
+    def __init__(self, *choices: str) -> None:
+        self._choices = choices
+
+    def __call__(self, text: str) -> str:
+        if text not in self._choices:
             raise ValueError
         return text
-
-    return parse
 
 
 def _parse_timeout_ms(text: str) -> int:
@@ -114,119 +165,117 @@ def _parse_timeout_ms(text: str) -> int:
     return int(text)
 
 
-def _parse_export_timeout_seconds(text: str) -> float:
-    if not (text.isascii() and text.replace(".", "", 1).isdigit() and 0 < float(text) <= MAX_EXPORT_TIMEOUT_SECONDS):
-        raise ValueError
-    return float(text)
-
-
 def _parse_boolean(text: str) -> bool:
-    return _parse_choice("true", "false")(text.lower()) == "true"
+    return _Choice("true", "false")(text.lower()) == "true"
 
 
-def _parse_endpoint(text: str) -> tuple[str, str, int]:
-    """(scheme, the rest after "://", port); scheme "" and port 0 where *text* has none."""
+def parse_endpoint(text: str) -> Endpoint:
+    """Returns the endpoint that *text* names: an http or https URL, or HOST:PORT. Pure.
+
+    Raises:
+        ValueError: it is neither.
+    """
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "", text
     scheme = scheme.lower()
-    host, port = split_host_port(rest)
+    authority, path, query = _split_rest(rest)
+    user, _, host_port = authority.rpartition("@")
+    host, port = _split_host_port(host_port)
     if (
-        scheme not in ("", "http", "https")
+        scheme not in ("", *_SCHEME_PORTS)
         or not (host and text.isascii() and text.isprintable())
         or " " in text
         or (port and not (port.isdigit() and 0 < int(port) <= _MAX_PORT))
         or (not scheme and not port)
     ):
         raise ValueError
-    return scheme, rest, int(port or 0)
+    return Endpoint(scheme=scheme, user=user, host=host, port=int(port or 0), path=path, query=query)
 
 
-def split_host_port(rest: str) -> tuple[str, str]:
-    """Host and port text of what stands behind a URL's "://", "" for each that is missing. Pure."""
-    for end in "/?#":
-        rest = rest.partition(end)[0]
-    authority = rest.rpartition("@")[2]
-    if authority.startswith("["):
-        host, _, tail = authority[1:].partition("]")
-        return host, tail.removeprefix(":")
-    host, _, port = authority.partition(":")
+def _split_rest(rest: str) -> tuple[str, str, str]:
+    """Returns authority, path and query of what follows a URL's "://", without the fragment. Pure."""
+    rest = rest.partition("#")[0]
+    before_query, _, query = rest.partition("?")
+    authority, slash, path = before_query.partition("/")
+    return authority, slash + path, query
+
+
+def _split_host_port(host_port: str) -> tuple[str, str]:
+    """Returns host and port text, "" for each that is missing or malformed. Pure."""
+    if host_port.startswith("["):
+        host, bracket, tail = host_port[1:].partition("]")
+        # RFC 6874 writes the zone's "%" as "%25".
+        host = host.replace("%25", "%")
+        return (host, tail.removeprefix(":")) if bracket and ":" in host and tail[:1] in ("", ":") else ("", "")
+    host, _, port = host_port.partition(":")
     return host, port
 
 
-def redact_url(url: str) -> str:
-    """*url* as it may be shown: without user info, query and fragment, which hold secrets now and then. Pure."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    for end in "?#":
-        rest = rest.partition(end)[0]
-    authority, slash, path = rest.partition("/")
-    return scheme + separator + authority.rpartition("@")[2] + slash + path
-
-
-def _parse_headers(text: str) -> tuple[tuple[str, str], ...]:
+def _parse_headers(text: str) -> tuple[tuple[tuple[str, str], ...], list[int]]:
+    """Returns the well-formed headers of *text*, and the positions of the other entries, counted from 1. Pure."""
     from urllib.parse import unquote
 
     headers = []
-    for entry in text.split(","):
+    malformed = []
+    for position, entry in enumerate(text.split(","), 1):
         if not entry.strip():
             continue
         name, separator, value = entry.partition("=")
         name, value = unquote(name).strip().lower(), unquote(value).strip()
         is_name = name.isascii() and all(c.isalnum() or c in _HEADER_NAME_PUNCTUATION for c in name)
-        if not (separator and name and is_name and value.isascii() and (value.isprintable() or not value)):
-            raise ValueError
-        headers.append((name, value))
-    return tuple(headers)
+        is_value = value.isascii() and (value.isprintable() or not value)
+        if separator and name and is_name and is_value and name not in _RESERVED_HEADERS:
+            headers.append((name, value))
+        else:
+            malformed.append(position)
+    return tuple(headers), malformed
 
 
 SIGNAL: "Final" = Setting(
     "OTEL_TBOT_SIGNAL",
-    _parse_choice(*SIGNALS),
+    _Choice(*SIGNALS),
     default="log",
     default_text="log",
     rule="log or span",
     meaning="Send the event as a log record or as a span.",
-    used_by=(COMMANDS,),
 )
 TIMEOUT: "Final" = Setting(
     "OTEL_TBOT_TIMEOUT",
     _parse_timeout_ms,
-    default=1000,
-    default_text="1000",
+    default=3000,
+    default_text="3000",
     rule="a whole number of milliseconds from 1 to 999999",
-    meaning="How long, in milliseconds, a one-shot tbot or a call of `emit` may be kept waiting for the collector.",
-    used_by=(COMMANDS,),
+    meaning="How many milliseconds a one-shot tbot, or a call of `emit`, waits for the collector at most.",
 )
 ENDPOINT: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
-    _parse_endpoint,
+    parse_endpoint,
     default=None,
     default_text="no endpoint, so nothing is sent",
     rule="an http:// or https:// URL (grpc: HOST:PORT too)",
-    meaning="Where the collector is. For http/protobuf, `/v1/logs` or `/v1/traces` is added to the general form only.",
+    meaning="The collector's address. For http/protobuf, `/v1/logs` or `/v1/traces` is added to the general form only.",
     unset_text="http://localhost:4318, for grpc http://localhost:4317",
 )
 PROTOCOL: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_PROTOCOL",
-    _parse_choice(*PROTOCOLS),
+    _Choice(*PROTOCOLS),
     default="",
-    default_text="http/protobuf, or grpc where the endpoint's port is 4317",
+    default_text="http/protobuf, or grpc if the endpoint's port is 4317",
     rule="http/protobuf or grpc",
     meaning="The transport.",
 )
-HEADERS: "Final" = Setting(
+HEADERS: "Final" = _HeadersSetting(
     "OTEL_EXPORTER_OTLP_HEADERS",
-    _parse_headers,
+    str.strip,
     default=(),
     default_text="no headers",
     rule="name=value pairs with commas between them, URL-encoded",
-    meaning="Headers sent with the event, such as a token for the collector. They identify whoever they identify.",
+    meaning="Headers sent with the event, such as a token for the collector. They can identify who sends it.",
 )
 COMPRESSION: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_COMPRESSION",
-    _parse_choice(*COMPRESSIONS),
+    _Choice(*COMPRESSIONS),
     default="none",
     default_text="none",
     rule="none, gzip or deflate",
@@ -236,9 +285,9 @@ CERTIFICATE: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
     str.strip,
     default="",
-    default_text="the system's",
+    default_text="the operating system's",
     rule="a file",
-    meaning="PEM file with the certificates that the collector's is checked against.",
+    meaning="PEM file with the certificates that are trusted to have issued the collector's.",
 )
 CLIENT_KEY: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CLIENT_KEY",
@@ -246,7 +295,7 @@ CLIENT_KEY: "Final" = Setting(
     default="",
     default_text="none",
     rule="a file",
-    meaning="PEM file with the client's private key (mTLS).",
+    meaning="PEM file with the client's private key (mTLS), without a passphrase.",
 )
 CLIENT_CERTIFICATE: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
@@ -254,7 +303,7 @@ CLIENT_CERTIFICATE: "Final" = Setting(
     default="",
     default_text="none",
     rule="a file",
-    meaning="PEM file with the client's certificate (mTLS). It identifies whoever it was issued to.",
+    meaning="PEM file with the client's certificate (mTLS). It identifies the client that it was issued to.",
 )
 INSECURE: "Final" = Setting(
     "OTEL_EXPORTER_OTLP_INSECURE",
@@ -263,15 +312,6 @@ INSECURE: "Final" = Setting(
     default_text="false",
     rule="true or false",
     meaning="grpc only: whether an endpoint without a scheme is spoken to without TLS.",
-)
-EXPORT_TIMEOUT: "Final" = Setting(
-    "OTEL_EXPORTER_OTLP_TIMEOUT",
-    _parse_export_timeout_seconds,
-    default=10.0,
-    default_text="10",
-    rule="a number of seconds above 0 and up to 600",
-    meaning="Plug-ins only: how long one export may take, tries included. OpenTelemetry Python reads seconds.",
-    used_by=(PLUGINS,),
 )
 
 SETTINGS: "Final[tuple[Setting, ...]]" = (
@@ -285,49 +325,62 @@ SETTINGS: "Final[tuple[Setting, ...]]" = (
     CLIENT_KEY,
     CLIENT_CERTIFICATE,
     INSECURE,
-    EXPORT_TIMEOUT,
 )
 FILE_SETTINGS: "Final" = (CERTIFICATE, CLIENT_KEY, CLIENT_CERTIFICATE)
 
 
-def find_faults(environ: "Mapping[str, str]", *, plugin_signal: str = "") -> "Iterator[str]":
-    """What is wrong with each malformed variable in force, one text a variable, never its value. Pure.
+def find_warnings(environ: "Mapping[str, str]", signal: str = "") -> "Iterator[str]":
+    """Yields what is wrong with each malformed variable in force, one text a variable, never its value. Pure.
 
-    For the plug-in of *plugin_signal*, or, without one, for commands and `emit`.
+    For *signal*, or the one that is set.
     """
-    user = PLUGINS if plugin_signal else COMMANDS
-    signal = plugin_signal or SIGNAL.resolve(environ)
+    signal = signal or SIGNAL.resolve(environ)
     for setting in SETTINGS:
-        if user in setting.used_by and (fault := setting.find_fault(environ, signal)):
-            yield fault
-    if not has_endpoint(environ, signal) and not ENDPOINT.find_fault(environ, signal):
+        if warning := setting.find_warning(environ, signal):
+            yield warning
+    if not has_endpoint(environ, signal) and not ENDPOINT.find_warning(environ, signal):
         yield f"{ENDPOINT.find(environ, signal)[0]}: must begin with http:// or https://; using {ENDPOINT.default_text}"
 
 
 def has_endpoint(environ: "Mapping[str, str]", signal: str) -> bool:
-    """Whether *environ* leaves an endpoint to send *signal* to: none is named, or a well-formed one is. Pure."""
+    """Returns whether there is an endpoint to send *signal* to: none is set, or a well-formed one is. Pure."""
     _, text = ENDPOINT.find(environ, signal)
     if not text:
         return True
-    parsed = ENDPOINT.resolve(environ, signal)
-    return parsed is not None and (parsed[0] != "" or resolve_protocol(environ, signal) == "grpc")
+    endpoint = ENDPOINT.resolve(environ, signal)
+    return endpoint is not None and (endpoint.scheme != "" or resolve_protocol(environ, signal) == "grpc")
 
 
-def resolve_protocol(environ: "Mapping[str, str]", signal: str) -> str:
-    """The transport, http/protobuf or grpc: what is set, else what the endpoint's port says. Pure; raises nothing."""
+def resolve_protocol(environ: "Mapping[str, str]", signal: str) -> "Protocol":
+    """Returns the transport: the one that is set, otherwise the one of the endpoint's port. Pure; raises nothing."""
     if chosen := PROTOCOL.resolve(environ, signal):
-        return str(chosen)
-    parsed = ENDPOINT.resolve(environ, signal)
-    return "grpc" if parsed is not None and parsed[2] == _DEFAULT_PORTS["grpc"] else "http/protobuf"
+        return "grpc" if chosen == "grpc" else "http/protobuf"
+    endpoint = ENDPOINT.resolve(environ, signal)
+    return "grpc" if endpoint is not None and endpoint.port == _DEFAULT_PORTS["grpc"] else "http/protobuf"
 
 
-def resolve_endpoint(environ: "Mapping[str, str]", signal: str) -> str:
-    """The full URL to post to (http/protobuf), or the grpc target, "" where `has_endpoint` is false. Pure."""
-    protocol = resolve_protocol(environ, signal)
-    variable, text = ENDPOINT.find(environ, signal)
+def resolve_endpoint(environ: "Mapping[str, str]", signal: str) -> "Endpoint | None":
+    """Returns where requests of *signal* go, with its port and OTLP's path; None if there is no endpoint. Pure.
+
+    A URL without a port has its scheme's: 80 or 443, over grpc too. OTEL_EXPORTER_OTLP_INSECURE decides the scheme of
+    a grpc endpoint that has none.
+    """
     if not has_endpoint(environ, signal):
-        return ""
-    base = text or f"http://localhost:{_DEFAULT_PORTS[protocol]}"
-    if protocol == "grpc" or (variable and variable != ENDPOINT.name):
-        return base
-    return f"{base.rstrip('/')}/{_DEFAULT_PATHS[signal]}"
+        return None
+    protocol = resolve_protocol(environ, signal)
+    variable, _ = ENDPOINT.find(environ, signal)
+    given = ENDPOINT.resolve(environ, signal) or parse_endpoint(f"http://localhost:{_DEFAULT_PORTS[protocol]}")
+    scheme = given.scheme or ("http" if INSECURE.resolve(environ, signal) else "https")
+    path = given.path
+    if protocol == "grpc":
+        path = ""  # OpenTelemetry's own exporter ignores it too
+    elif not variable or variable == ENDPOINT.name:
+        path = given.path.rstrip("/") + _SIGNAL_PATHS[signal]
+    return Endpoint(
+        scheme=scheme,
+        user=given.user,
+        host=given.host,
+        port=given.port or _SCHEME_PORTS[scheme],
+        path=path,
+        query="" if protocol == "grpc" else given.query,
+    )

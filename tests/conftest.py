@@ -1,4 +1,4 @@
-"""What every test starts from: an environment without telemetry settings, and the programs that `make` built."""
+"""Gives every test an environment without telemetry settings, and the programs that `make` built."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.checkout import REPORTER, find_collector, skip_or_fail
 
-# Time is asserted in benchmarks/ only, and Hypothesis asserts 200 ms an example unless told otherwise.
+# Hypothesis asserts 200 ms an example unless told otherwise; only benchmarks/ asserts times.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -22,13 +22,13 @@ for number, handler in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
-# The proof is run by `make proof`, against the installed wheel; beside the checkout it would prove nothing.
+# The proof is run by `make proof`, against the installed wheel; next to the checkout it would prove nothing.
 collect_ignore = [] if "OTEL_TBOT_PROOF_WHEELS" in os.environ else ["proof"]
 
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees what the machine has set."""
+    """Removes the machine's settings."""
     for name in list(os.environ):
         if name.startswith(("OTEL_", "TELEPORT_", "_TBOT_")):
             monkeypatch.delenv(name)
@@ -36,7 +36,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def reporter() -> str:
-    """The path of the reporter in Go, which stands for tbot."""
+    """The path of the reporter in Go, which reports as tbot does."""
     if not REPORTER.exists():
         skip_or_fail("the reporter was not built: `make reporter` needs Go")
     return str(REPORTER)

@@ -1,5 +1,6 @@
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -8,8 +9,9 @@ import time
 import pytest
 
 from otel_tbot import Outcome, TbotStart, emit
-from otel_tbot import delivery as sending
 from otel_tbot.consent import FROM_ENVIRONMENT, FROM_REPORT
+from otel_tbot.delivery import EventSender
+from otel_tbot.errors import OtelTbotError
 from tests.support.polling import poll_until
 from tests.support.processes import MEASURED
 from tests.support.servers import (
@@ -17,6 +19,7 @@ from tests.support.servers import (
     OtlpGrpcServer,
     OtlpHttpServer,
     garbage_server,
+    raw_server,
     refusing_port,
     silent_server,
     trickling_server,
@@ -40,6 +43,17 @@ def _granted(monkeypatch, server):
     monkeypatch.setenv(ENDPOINT, server.url)
 
 
+def load() -> None:
+    """Imports what sending needs, so that a deadline is spent on the collector alone."""
+    with OtlpHttpServer() as http, OtlpGrpcServer() as grpc:
+        for server in (http, grpc):
+            protocol = "grpc" if server is grpc else "http/protobuf"
+            environ = {ENDPOINT: server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+            sender = EventSender(environ, origin=FROM_REPORT, is_local=True)
+            assert Outcome.ACCEPTED is sender.send([(an_event(), 0)], deadline=time.monotonic() + PATIENT_SECONDS)
+            sender.close()
+
+
 def an_event() -> TbotStart:
     """A one-shot's start."""
     return TbotStart(run_mode="one-shot")
@@ -48,7 +62,7 @@ def an_event() -> TbotStart:
 @pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_emit_sends_one_event_of_now(signal, server, monkeypatch):
-    """One call is one event, with the local resource and a time of our own clock in whole seconds."""
+    """One call is one event, with the local resource and a time of our clock in whole seconds."""
     monkeypatch.setenv("OTEL_TBOT_SIGNAL", signal)
     event = an_event()
     began = int(time.time())
@@ -71,7 +85,7 @@ def test_emit_sends_one_event_of_now(signal, server, monkeypatch):
 @pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize("value", [None, "", "0", " 1", "yes", "1"])
 def test_emit_sends_only_with_consent(value, server, monkeypatch):
-    """Off, nothing reaches the collector that reaches it when on."""
+    """With telemetry off nothing arrives at the collector; with it on, the event does."""
     if value is None:
         monkeypatch.delenv(CONSENT)
     else:
@@ -92,7 +106,7 @@ def test_emit_is_off_with_the_sdk(server, monkeypatch):
 
 @pytest.mark.parametrize("value", [None, "0", "1"])
 def test_emit_loads_opentelemetry_only_with_consent(value, server):
-    """Off, no module of OpenTelemetry, no socket module and no thread is there after the call."""
+    """With telemetry off, a call loads neither OpenTelemetry nor sockets."""
     script = (
         "import sys, threading, otel_tbot\n"
         "outcome = otel_tbot.emit(otel_tbot.TbotStart(run_mode='daemon'), deadline_seconds=60)\n"
@@ -118,16 +132,11 @@ def test_emit_loads_opentelemetry_only_with_consent(value, server):
         (FROM_ENVIRONMENT, {CONSENT: "0"}, Outcome.OFF),
     ],
 )
-def test_consent_is_asked_again_where_the_event_leaves(origin, environ, outcome, server):
-    """What was turned off since the event began does not leave."""
-    sent = sending.send(
-        an_event(),
-        origin=origin,
-        is_local=False,
-        time_ns=0,
-        deadline_seconds=PATIENT_SECONDS,
-        environ={ENDPOINT: server.url, **environ},
-    )
+def test_consent_is_checked_again_before_the_event_leaves(origin, environ, outcome, server):
+    """If telemetry was turned off since the event began, the event does not leave."""
+    sender = EventSender({ENDPOINT: server.url, **environ}, origin=origin, is_local=False)
+    sent = sender.send([(an_event(), 0)], deadline=time.monotonic() + PATIENT_SECONDS)
+    sender.close()
 
     assert outcome is sent
     assert (1 if outcome is Outcome.ACCEPTED else 0) == len(server.requests)
@@ -139,12 +148,12 @@ def test_consent_is_asked_again_where_the_event_leaves(origin, environ, outcome,
     [(silent_server, "http/protobuf"), (silent_server, "grpc"), (trickling_server, "http/protobuf")],
 )
 def test_emit_keeps_its_deadline_whatever_the_other_side_does(fault, protocol, monkeypatch):
-    """A collector that is silent, or never ends its answer, costs the deadline and no more: it is still at it then."""
+    """A collector that is silent, or never ends its response, costs the deadline and no more."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     monkeypatch.setenv("OTEL_TBOT_TIMEOUT", "2000")
     with fault() as slow:
         monkeypatch.setenv(ENDPOINT, slow.url)
-        sending.load(os.environ)
+        load()
 
         assert Outcome.TIMED_OUT is emit(an_event())
         assert slow.connections
@@ -163,7 +172,7 @@ def test_emit_does_not_wait_for_a_late_acceptance(server):
 
 
 @pytest.mark.usefixtures("_granted")
-def test_no_time_at_all_is_timed_out(server):
+def test_a_deadline_that_has_passed_is_timed_out(server):
     """A deadline that has passed sends nothing."""
     assert Outcome.TIMED_OUT is emit(an_event(), deadline_seconds=0)
     assert Outcome.ACCEPTED is emit(an_event(), deadline_seconds=PATIENT_SECONDS)
@@ -173,13 +182,13 @@ def test_no_time_at_all_is_timed_out(server):
 @pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_delivery_never_raises(protocol, monkeypatch, caplog, capfd):
-    """Whatever stands at the endpoint, the outcome is not ACCEPTED, and nothing is written but by us."""
+    """Whatever answers at the endpoint, the outcome is not ACCEPTED, and only our logger writes."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
-    with refusing_port() as nobody, garbage_server() as garbage:
+    with refusing_port() as refusing, garbage_server() as garbage:
         for url in (
-            nobody,
+            refusing,
             garbage.url,
-            nobody.replace("http:", "https:"),
+            refusing.replace("http:", "https:"),
             "http://canary.invalid:1",
             "http://[::1]:1",
         ):
@@ -192,8 +201,8 @@ def test_delivery_never_raises(protocol, monkeypatch, caplog, capfd):
 
 @pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_sender_that_cannot_be_built_is_unreachable(protocol, monkeypatch, caplog, tmp_path):
-    """A certificate that cannot be read is one warning without its text or path, and never an exception."""
+def test_an_unreadable_certificate_is_unreachable(protocol, monkeypatch, caplog, tmp_path):
+    """A certificate that cannot be read is one warning without its content or path, and never an exception."""
     monkeypatch.setenv(ENDPOINT, "https://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "canary"))
@@ -205,7 +214,7 @@ def test_a_sender_that_cannot_be_built_is_unreachable(protocol, monkeypatch, cap
 
 
 @pytest.mark.usefixtures("_granted")
-def test_malformed_settings_are_warnings_and_their_defaults_hold(server, monkeypatch, caplog):
+def test_malformed_settings_are_warnings_and_their_defaults_are_used(server, monkeypatch, caplog):
     """Each malformed setting is one warning without its value; the event is sent with the defaults."""
     monkeypatch.setenv("OTEL_TBOT_SIGNAL", "canary")
     monkeypatch.setenv("OTEL_TBOT_TIMEOUT", "canary")
@@ -225,8 +234,8 @@ def test_malformed_settings_are_warnings_and_their_defaults_hold(server, monkeyp
 
 
 @pytest.mark.usefixtures("_granted")
-def test_a_malformed_endpoint_is_no_endpoint(server, monkeypatch, caplog):
-    """An endpoint that is no URL is not replaced by the default, which would be somebody else's."""
+def test_a_malformed_endpoint_is_not_used(server, monkeypatch, caplog):
+    """A malformed endpoint is not replaced by the default, which may be another's collector."""
     monkeypatch.setenv(ENDPOINT, "canary")
 
     assert Outcome.UNREACHABLE is emit(an_event())
@@ -280,7 +289,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_emit_sets_and_uses_nothing_global(server):
-    """The global providers stay unset, and a provider of the application gets no span or record of ours."""
+    """The global providers stay unset, and a provider of the application gets none of our spans or records."""
     script = """
 import otel_tbot
 from opentelemetry import _logs, trace
@@ -304,38 +313,77 @@ assert not spans.get_finished_spans()
     assert 2 == len(server.requests)
 
 
-def test_nothing_is_left_behind(server, monkeypatch):
+def test_an_accepted_event_leaves_no_thread_and_no_descriptor(server, monkeypatch):
     """After an accepted event no thread and no descriptor is left."""
     monkeypatch.setenv(CONSENT, "1")
     monkeypatch.setenv(ENDPOINT, server.url)
     emit(an_event(), deadline_seconds=PATIENT_SECONDS)
-    ours = {thread.name for thread in threading.enumerate()}
     before = len(os.listdir("/dev/fd"))
 
     for _ in range(5):
         assert Outcome.ACCEPTED is emit(an_event(), deadline_seconds=PATIENT_SECONDS)
     poll_until(lambda: before >= len(os.listdir("/dev/fd")), waiting_for="the server to close its connections")
+    wait_for_no_thread()
+
+
+def wait_for_no_thread() -> None:
+    """Waits until no thread of ours is left."""
     poll_until(lambda: "otel-tbot" not in {t.name for t in threading.enumerate()}, waiting_for="the sender's thread")
 
-    assert {name for name in ours if name.startswith("otel-tbot")} <= {"otel-tbot"}
+
+TRICKLING_HEADERS = b"HTTP/1.1 200 OK\r\nX-Trickle: "
 
 
+def endless_interim_server():
+    """A server that sends interim responses without end."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    return raw_server(serve)
+
+
+@pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize(
-    "environ", [{}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TBOT_SIGNAL": "span"}, {ENDPOINT: "canary"}]
+    ("fault", "protocol"),
+    [
+        (silent_server, "http/protobuf"),
+        (silent_server, "grpc"),
+        (trickling_server, "http/protobuf"),
+        (lambda: trickling_server(TRICKLING_HEADERS), "http/protobuf"),
+        (endless_interim_server, "http/protobuf"),
+        (trickling_server, "grpc"),
+    ],
+    ids=["silent", "silent grpc", "body trickles", "headers trickle", "interim responses", "trickles grpc"],
 )
-def test_load_raises_nothing(environ):
-    """Loading ahead of time says nothing, whatever is set."""
-    assert sending.load(environ) is None
+def test_a_missed_deadline_leaves_no_thread_and_no_descriptor(fault, protocol, monkeypatch):
+    """What a timed-out event started ends, though the collector goes on."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    load()
+    with fault() as server:
+        monkeypatch.setenv(ENDPOINT, server.url)
+        emit(an_event(), deadline_seconds=0.2)
+        wait_for_no_thread()
+        before = len(os.listdir("/dev/fd"))
+        accepted = len(server.connections)
+
+        for _ in range(5):
+            assert emit(an_event(), deadline_seconds=0.2) in {Outcome.TIMED_OUT, Outcome.UNREACHABLE}
+        wait_for_no_thread()
+        # Each connection has an end here, too: the server's.
+        poll_until(
+            lambda: len(os.listdir("/dev/fd")) - before <= len(server.connections) - accepted,
+            waiting_for="the client's descriptors to be closed",
+        )
 
 
-def test_load_leaves_what_is_missing_to_send(tmp_path):
-    """A broken OpenTelemetry is no exception, neither ahead of time nor when an event is sent."""
+def test_a_broken_opentelemetry_raises_nothing(tmp_path):
+    """If OpenTelemetry cannot be imported, the event is not sent, and one warning names the exception's class."""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("raise RuntimeError('canary')\n")
-    script = (
-        "import otel_tbot; from otel_tbot import delivery; delivery.load({})\n"
-        "print(otel_tbot.emit(otel_tbot.TbotStart(run_mode='daemon')).value)"
-    )
+    script = "import otel_tbot; print(otel_tbot.emit(otel_tbot.TbotStart(run_mode='daemon')).value)"
     finished = subprocess.run(
         [sys.executable, "-c", script],
         env=MEASURED | {CONSENT: "1", "PYTHONPATH": str(tmp_path), "OTEL_TBOT_TIMEOUT": "60000"},
@@ -345,3 +393,92 @@ def test_load_leaves_what_is_missing_to_send(tmp_path):
     )
 
     assert ("unreachable\n", "the event could not be sent: RuntimeError\n") == (finished.stdout, finished.stderr)
+
+
+def test_a_sender_sends_what_is_submitted_in_its_worker(server):
+    """`submit` returns at once; the outcome comes from the worker's thread, once a batch."""
+    sender = EventSender({ENDPOINT: server.url}, origin=FROM_REPORT, is_local=False)
+    outcomes = []
+    server.answer = Answer(gate=threading.Event())
+    for _ in range(2):
+        sender.submit(
+            [(an_event(), 0)],
+            deadline=time.monotonic() + PATIENT_SECONDS,
+            on_outcome=lambda outcome: outcomes.append((outcome, threading.current_thread().name)),
+        )
+    assert not outcomes
+    server.answer.gate.set()
+    poll_until(lambda: len(outcomes) == 2, waiting_for="both outcomes")
+    sender.close()
+
+    assert [(Outcome.ACCEPTED, "otel-tbot")] * 2 == outcomes
+    wait_for_no_thread()
+
+
+def test_an_abandoned_batch_does_not_keep_the_next_one(server):
+    """After `abandon` the next batch goes over another connection, while the first one's outcome is not ACCEPTED."""
+    sender = EventSender({ENDPOINT: server.url}, origin=FROM_REPORT, is_local=False)
+    outcomes = []
+    server.answer = Answer(gate=threading.Event())
+    sender.submit([(an_event(), 0)], deadline=time.monotonic() + PATIENT_SECONDS, on_outcome=outcomes.append)
+    server.wait_for_request()
+    sender.abandon()
+    poll_until(lambda: outcomes, waiting_for="the abandoned batch's outcome")
+    server.answer.gate.set()
+    server.answer = Answer()
+
+    assert [Outcome.TIMED_OUT] == outcomes
+    assert Outcome.ACCEPTED is sender.send([(an_event(), 0)], deadline=time.monotonic() + PATIENT_SECONDS)
+    sender.close()
+
+
+@pytest.mark.parametrize(
+    ("environ", "rule"),
+    [
+        ({ENDPOINT: "canary"}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be"),
+        (
+            {ENDPOINT: "https://c", "OTEL_EXPORTER_OTLP_CERTIFICATE": "missing"},
+            "OTEL_EXPORTER_OTLP_CERTIFICATE: no such",
+        ),
+    ],
+)
+def test_a_sender_says_before_the_first_batch_that_it_cannot_send(environ, rule):
+    """`check` raises for settings with which no event could be sent, and connects to nothing."""
+    with pytest.raises(OtelTbotError, match=rule):
+        EventSender(environ, origin=FROM_REPORT, is_local=False).check()
+    assert EventSender({}, origin=FROM_REPORT, is_local=False).check() is None
+
+
+AT_THE_END = {
+    "last statement": "emit()",
+    "atexit": "import atexit; atexit.register(emit)",
+    "__del__": (
+        "class Late:\n    def __del__(self):\n        emit()\nlate = Late()\nimport sys; sys.modules['late'] = late"
+    ),
+    "daemon thread": "import threading; t = threading.Thread(target=emit, daemon=True); t.start(); t.join()",
+    "forked child": "import os\nif os.fork() == 0:\n    emit(); os._exit(0)\nos.wait()",
+}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("code", AT_THE_END.values(), ids=AT_THE_END)
+def test_an_event_at_the_interpreter_s_end_neither_hangs_nor_raises(code, protocol):
+    """Wherever `emit` is called, it returns an outcome; while modules and threads still work, the event arrives."""
+    script = (
+        "from otel_tbot import TbotStart, emit as send\n"
+        "def emit(write=__import__('os').write, send=send, event=TbotStart(run_mode='daemon')):\n"
+        "    outcome = send(event)\n"
+        "    write(1, outcome.value.encode())\n"
+        f"{code}\n"
+    )
+    with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        environ = {ENDPOINT: server.url, CONSENT: "1", "OTEL_TBOT_TIMEOUT": "60000"}
+        environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = protocol
+        finished = subprocess.run(
+            [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False, timeout=120
+        )
+
+        is_late = "__del__" in code or ("atexit" in code and protocol == "grpc")
+        assert (0, "") == (finished.returncode, "" if is_late else finished.stderr)
+        assert finished.stdout in ({"accepted", "unreachable"} if is_late else {"accepted"})
+        assert (finished.stdout == "accepted") == (len(server.requests) == 1)

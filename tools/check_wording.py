@@ -14,7 +14,7 @@ from typing import Final
 from tools import ROOT
 
 PHRASES: Final = {
-    r"(?:is|are|was|were) none": "is not an X; invalid X",
+    r"(?:is|are|was|were) (?-i:none)": "is not an X; invalid X",
     r"(?:that|which|it) (?:is|are|was) no(?! longer\b| more\b)": "is not an X; invalid X",
     r"goes? in, | comes? out\b": "Converts X to Y; reads X",
     r"anew": "again",
@@ -53,7 +53,7 @@ _EXEMPT: Final = re.compile(
 _PATTERN: Final = re.compile(
     "|".join(
         [rf"(?P<p{number}>(?<![\w-]){phrase}(?![\w-]))" for number, phrase in enumerate(PHRASES)]
-        + [f"(?P<name>{NAMES})"]
+        + [f"(?P<name>(?-i:{NAMES}))"]
     ),
     re.IGNORECASE,
 )

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from otel_tbot import delivery, settings
+from otel_tbot import settings
 from otel_tbot.bridge.batching import BatchSender, FullError
 from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
+from otel_tbot.delivery import EventSender
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
@@ -175,7 +176,7 @@ class Bridge:
 
     async def _deliver(self, event: TbotStart) -> Outcome:
         batches = cast("BatchSender", self._batches)  # started before any request
-        timeout_ms = settings.DAEMON_DEADLINE_MS
+        timeout_ms = settings.DAEMON_TIMEOUT_MS
         if event.run_mode != "daemon":
             timeout_ms = min(timeout_ms, settings.TIMEOUT.resolve(self._environ))
         try:
@@ -198,18 +199,24 @@ class Bridge:
             await send({"type": "lifespan.startup.complete"})
 
 
-class _TimedSender(delivery.GroupSender):
-    """Sends batches, and reports how long each took."""
+class _TimedSender:
+    """Sends batches, and reports to the counts how long each took."""
 
     def __init__(self, environ: Mapping[str, str], counts: Counts) -> None:
-        super().__init__(environ)
+        self._sender = EventSender(environ, origin=FROM_REPORT, is_local=False)
         self._counts = counts
+        self._sender.check()
+        for warning in self._sender.config.warnings:
+            logger.warning(warning)
 
     def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
         began = time.monotonic()
-        outcome = super().send(events, deadline_seconds=deadline_seconds)
+        outcome = self._sender.send(events, deadline=began + deadline_seconds)
         self._counts.on_export(time.monotonic() - began, outcome)
         return outcome
+
+    def give_up(self) -> None:
+        self._sender.abandon()
 
 
 def check_consent(environ: Mapping[str, str]) -> None:

@@ -217,7 +217,7 @@ class _Gate:
         _gates.add(self)
         if self._is_on:
             if wrapped is None:
-                for fault in settings.find_faults(self._environ, plugin_signal=signal):
+                for fault in settings.find_warnings(self._environ, plugin_signal=signal):
                     logger.warning(fault)
             self._warn_of_selection()
 

@@ -62,7 +62,7 @@ def main(watch: str, command_pid: str) -> "NoReturn":
         )
         # Should all threads hang, for want of memory, the kernel still ends this.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(math.ceil(LIFETIME_SECONDS + max(timeout_seconds, settings.DAEMON_DEADLINE_MS / 1000)) + 2)
+        signal.alarm(math.ceil(LIFETIME_SECONDS + max(timeout_seconds, settings.DAEMON_TIMEOUT_MS / 1000)) + 2)
         threading.Thread(target=door.keep, daemon=True).start()
         threading.Thread(target=_watch_command, args=(door, watch, int(command_pid)), daemon=True).start()
 
@@ -131,7 +131,7 @@ class Door:
         self._report_start = report_start
         self._closes_at = time.monotonic() + lifetime_seconds
         # The last resort, where a thread hangs: beyond the longest that a connection accepted at the end may last.
-        self._ends_at = self._closes_at + max(timeout_seconds, settings.DAEMON_DEADLINE_MS / 1000) + 1
+        self._ends_at = self._closes_at + max(timeout_seconds, settings.DAEMON_TIMEOUT_MS / 1000) + 1
         self._lock = threading.Lock()
         self._waiting: deque[tuple[socket.socket, float]] = deque()
         self._take: "Take | None" = None

@@ -14,9 +14,9 @@ from typing import Final
 
 import httptools
 
-from otel_tbot import delivery as sending
 from otel_tbot import settings
 from otel_tbot.consent import FROM_REPORT
+from otel_tbot.delivery import EventSender
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
 from otel_tbot.relay.process import REFUSAL, Door
@@ -53,7 +53,7 @@ def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
     door.open_to(lambda connection, accepted_at: taken.put((connection, accepted_at)))
     try:
         # The report is seldom there already, and importing what sends it is what would take most of its time.
-        threading.Thread(target=sending.load, args=(os.environ,), daemon=True).start()
+        relay.sender.start()
     except RuntimeError:
         pass  # there can be no more threads; sending imports what it needs
     while True:
@@ -67,6 +67,7 @@ class _Relay:
         self._door = door
         self._path_prefix = path_prefix
         self._timeout_seconds = timeout_seconds
+        self.sender = EventSender(os.environ, origin=FROM_REPORT, is_local=True)
         self._lock = threading.Lock()
         self._has_report = False
         self._is_sent = False
@@ -114,16 +115,10 @@ class _Relay:
     def _send(self, event: TbotStart, connection: socket.socket, accepted_at: float) -> Outcome:
         time_ns = time.time_ns()
         is_daemon = event.run_mode == "daemon"
-        deadline = accepted_at + (settings.DAEMON_DEADLINE_MS / 1000 if is_daemon else self._timeout_seconds)
+        deadline = accepted_at + (settings.DAEMON_TIMEOUT_MS / 1000 if is_daemon else self._timeout_seconds)
         self._door.watch(connection, deadline)
         self._door.close()
-        return sending.send(
-            event,
-            origin=FROM_REPORT,
-            is_local=True,
-            time_ns=time_ns,
-            deadline_seconds=deadline - time.monotonic(),
-        )
+        return self.sender.send([(event, time_ns)], deadline=deadline)
 
 
 class _Request:

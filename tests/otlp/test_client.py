@@ -1,9 +1,11 @@
+import os
 import platform
 import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import grpc
@@ -13,9 +15,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from otel_tbot import __version__
+from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
-from otel_tbot.otlp.client import OtlpSender, parse_log_request
-from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.otlp.client import OtlpClient
+from otel_tbot.otlp.config import resolve_config
+from otel_tbot.otlp.encoding import encode_request, parse_log_request
+from otel_tbot.otlp.tls import TlsError
 from otel_tbot.outcome import Outcome
 from tests.support.polling import poll_until
 from tests.support.servers import (
@@ -46,20 +51,26 @@ def environ_of(url: str, signal: str = "log", protocol: str = "http/protobuf", *
 
 
 def to_body(signal: str, event: TbotStart) -> bytes:
-    """The request that carries *event*."""
-    return load_encoder(signal, is_local=True)([(event, 7 * SECOND_NS)]).SerializeToString()
+    """The body of the request that carries *event*."""
+    return encode_request([(event, 7 * SECOND_NS)], signal=signal, is_local=True).SerializeToString()
 
 
 def send(
     environ: dict[str, str], event: TbotStart | None = None, *, deadline_seconds: float = PATIENT_SECONDS
 ) -> Outcome:
-    """Sends one event by a sender of its own."""
+    """Sends one event by a new client."""
     body = to_body(environ["OTEL_TBOT_SIGNAL"], event or TbotStart(run_mode="daemon"))
-    sender = OtlpSender(environ, signal=environ["OTEL_TBOT_SIGNAL"], deadline_seconds=deadline_seconds)
+    client = OtlpClient(resolve_config(environ))
     try:
-        return sender.send(body)
+        return client.send(body, deadline=time.monotonic() + deadline_seconds).outcome
     finally:
-        sender.close()
+        client.close()
+
+
+def patient_sender(url: str, protocol: str = "http/protobuf"):
+    """A client and what sends one body by it, with time enough."""
+    client = OtlpClient(resolve_config(environ_of(url, "log", protocol)))
+    return client, lambda body: client.send(body, deadline=time.monotonic() + PATIENT_SECONDS).outcome
 
 
 def server_of(protocol: str) -> OtlpGrpcServer | OtlpHttpServer:
@@ -67,8 +78,8 @@ def server_of(protocol: str) -> OtlpGrpcServer | OtlpHttpServer:
     return OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer()
 
 
-def test_no_two_senders_share_a_connection():
-    """gRPC would keep one for the next sender of the same process and target, and so join two starts."""
+def test_no_two_clients_share_a_connection():
+    """gRPC would keep it for the next client of the same process and target, and so join two starts."""
     with OtlpGrpcServer() as server:
         for _ in range(30):
             assert Outcome.ACCEPTED is send(environ_of(server.url, protocol="grpc"))
@@ -77,20 +88,20 @@ def test_no_two_senders_share_a_connection():
 
 
 @pytest.mark.parametrize("signal", ["log", "span"])
-def test_what_is_left_of_the_deadline_is_not_sent(signal):
-    """gRPC would tell the collector how much time is left, and with it how fast this machine came so far."""
+def test_the_remaining_time_is_not_sent(signal):
+    """gRPC would send how much of the deadline is left, which tells how fast this machine is."""
     with OtlpGrpcServer() as server:
         assert Outcome.ACCEPTED is send(environ_of(server.url, signal, "grpc"))
 
-    # Without a deadline grpc gives the time until the end of its days.
+    # Without a deadline, gRPC reports a time far in the future.
     assert [True] == [remaining > 10**9 for remaining in server.deadlines]
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("signal", ["log", "span"])
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
-def test_a_batch_is_one_request_with_what_was_given(protocol, signal, compression):
-    """Over either protocol, in any compression, one request holds the record, and its yes is ACCEPTED."""
+def test_a_batch_is_one_request(protocol, signal, compression):
+    """Over either protocol, in any compression, one request holds the record, and is ACCEPTED."""
     event = TbotStart(run_mode="one-shot", version="18.4.1")
     with server_of(protocol) as server:
         outcome = send(environ_of(server.url, signal, protocol, COMPRESSION=compression), event)
@@ -113,8 +124,8 @@ def test_a_batch_is_one_request_with_what_was_given(protocol, signal, compressio
     assert list(event.attributes()) == [a.key for a in record.attributes]
 
 
-def test_the_headers_of_an_http_request_name_nobody():
-    """The whole set of headers is fixed, but for the receiver's own address and the body's length."""
+def test_the_headers_of_an_http_request_identify_no_client():
+    """The whole set of headers is fixed, except for the collector's address and the body's length."""
     with OtlpHttpServer() as server:
         send(environ_of(server.url))
     headers = server.requests[0].headers
@@ -130,8 +141,8 @@ def test_the_headers_of_an_http_request_name_nobody():
     } == headers
 
 
-def test_the_metadata_of_a_grpc_request_names_nobody():
-    """gRPC's own metadata holds versions, and the operating system's name."""
+def test_the_metadata_of_a_grpc_request_identifies_no_client():
+    """gRPC's metadata holds versions, and the operating system's name."""
     with OtlpGrpcServer() as server:
         send(environ_of(server.url, protocol="grpc"))
     (user_agent,) = server.requests[0].headers.values()
@@ -154,7 +165,7 @@ def test_headers_that_are_set_travel(protocol):
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_the_application_s_trace_and_baggage_do_not_travel(protocol):
-    """An active span, baggage and a provider of the application leave no header."""
+    """An active span, baggage and a provider of the application add no header."""
     with server_of(protocol) as server:
         token = context.attach(baggage.set_baggage("canary", "canary"))
         try:
@@ -177,7 +188,10 @@ ANSWERS = {
     "one rejected": (Answer(body=b"\x0a\x02\x08\x01"), Outcome.REFUSED),
     "a web page": (Answer(content_type="text/html", body=b"<p>"), Outcome.REFUSED),
     "an empty web page": (Answer(content_type="text/html"), Outcome.REFUSED),
-    "JSON": (Answer(content_type="application/json", body=b"{}"), Outcome.REFUSED),
+    "OTLP/JSON": (Answer(content_type="application/json", body=b"{}"), Outcome.ACCEPTED),
+    "JSON of something else": (Answer(content_type="application/json", body=b'{"a": {}}'), Outcome.REFUSED),
+    "200, empty, of another type": (Answer(content_type="text/plain"), Outcome.ACCEPTED),
+    "201": (Answer(status=201), Outcome.REFUSED),
     "bytes of no type": (Answer(content_type=None, body=b"\x0a\x00"), Outcome.REFUSED),
     "broken protobuf": (Answer(body=b"\xff\xff"), Outcome.REFUSED),
     "too much": (Answer(body=b"\x7a\x80\x80\x08" + b"x" * 131_072), Outcome.REFUSED),
@@ -193,7 +207,7 @@ ANSWERS = {
 @pytest.mark.parametrize("signal", ["log", "span"])
 @pytest.mark.parametrize(("answer", "outcome"), ANSWERS.values(), ids=ANSWERS)
 def test_only_an_acceptance_is_accepted_over_http(answer, outcome, signal):
-    """A 2xx answer of OTLP that rejects nothing is ACCEPTED, anything else is REFUSED; nothing is sent twice."""
+    """A response of OTLP that rejects nothing is ACCEPTED, anything else is REFUSED; nothing is sent twice."""
     with OtlpHttpServer(answer) as server:
         assert outcome is send(environ_of(server.url, signal))
         assert 1 == len(server.requests)
@@ -225,7 +239,7 @@ def test_a_redirect_is_not_followed():
     ids=str,
 )
 def test_only_an_acceptance_is_accepted_over_grpc(answer, outcome, signal):
-    """An answer that rejects nothing is ACCEPTED; a partial success is seen here too; nothing is sent twice."""
+    """A response that rejects nothing is ACCEPTED, a partial success is not; nothing is sent twice."""
     with OtlpGrpcServer(**answer) as server:
         assert outcome is send(environ_of(server.url, signal, "grpc"))
         assert 1 == len(server.requests)
@@ -233,28 +247,28 @@ def test_only_an_acceptance_is_accepted_over_grpc(answer, outcome, signal):
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_port_that_refuses_is_unreachable(protocol):
-    """Nobody listens: UNREACHABLE."""
+    """If no process listens, the outcome is UNREACHABLE."""
     with refusing_port() as url:
         assert Outcome.UNREACHABLE is send(environ_of(url, "log", protocol))
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
-def test_a_peer_that_breaks_off_is_unreachable(fault, protocol):
-    """A peer that closes, or speaks something else, has not accepted."""
+def test_a_peer_that_disconnects_is_unreachable(fault, protocol):
+    """A peer that closes the connection, or speaks another protocol, has not accepted."""
     with fault() as server:
         assert Outcome.UNREACHABLE is send(environ_of(server.url, "log", protocol), deadline_seconds=20)
 
 
 @pytest.mark.parametrize("fault", [silent_server, trickling_server])
-def test_a_peer_that_does_not_end_its_answer_times_out(fault):
-    """Silent, or a byte now and then: at the deadline the sender gives up."""
+def test_a_peer_that_does_not_end_its_response_times_out(fault):
+    """If the peer is silent, or sends a byte now and then, the outcome is TIMED_OUT at the deadline."""
     with fault() as server:
         assert Outcome.TIMED_OUT is send(environ_of(server.url), deadline_seconds=0.5)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_an_answer_after_the_deadline_is_none(protocol):
+def test_a_response_after_the_deadline_does_not_count(protocol):
     """A collector that is late has not accepted in time."""
     gate = threading.Event()
     server = OtlpGrpcServer(gate=gate) if protocol == "grpc" else OtlpHttpServer(Answer(gate=gate))
@@ -263,42 +277,42 @@ def test_an_answer_after_the_deadline_is_none(protocol):
         gate.set()
 
 
-def test_a_sender_is_used_again_and_its_connection_made_anew():
-    """Batch after batch gets its own outcome, whatever became of the one before."""
+def test_a_client_sends_again():
+    """Each batch gets its own outcome, whatever became of the one before."""
     body = to_body("log", TbotStart(run_mode="daemon"))
     for protocol in ("http/protobuf", "grpc"):
         with server_of(protocol) as server:
-            sender = OtlpSender(environ_of(server.url, "log", protocol), signal="log", deadline_seconds=PATIENT_SECONDS)
-            outcomes = [sender.send(body) for _ in range(3)]
-            sender.close()
+            client, send_body = patient_sender(server.url, protocol)
+            outcomes = [send_body(body) for _ in range(3)]
+            client.close()
 
         assert [Outcome.ACCEPTED] * 3 == outcomes
         assert 3 == len(server.requests)
 
 
 def test_no_cookie_links_one_event_to_the_next():
-    """What a collector tries to set comes back in no later request."""
+    """A later request repeats nothing that the collector tried to set."""
     answer = Answer(headers={"Set-Cookie": "canary=canary; Path=/", "ETag": "canary"})
     body = to_body("log", TbotStart(run_mode="daemon"))
     with OtlpHttpServer(answer) as server:
-        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
+        client, send_body = patient_sender(server.url)
         for _ in range(2):
-            assert Outcome.ACCEPTED is sender.send(body)
-        sender.close()
+            assert Outcome.ACCEPTED is send_body(body)
+        client.close()
 
     assert "canary" not in str(server.requests[1].headers)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_other_programs_variables_and_files_do_not_matter(protocol, tmp_path):
-    """Proxies, netrc and certificate bundles of the surroundings neither divert the event nor add to it."""
+def test_variables_and_files_of_other_programs_decide_nothing(protocol, tmp_path):
+    """Proxies, ~/.netrc and certificate bundles that are set neither divert the event nor add to it."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login canary password canary\n")
     (tmp_path / ".netrc").chmod(0o600)
-    with server_of(protocol) as server, refusing_port() as nobody:
+    with server_of(protocol) as server, refusing_port() as refusing:
         environ = {
             "HOME": str(tmp_path),
             **dict.fromkeys(
-                ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "grpc_proxy", "https_proxy"), nobody
+                ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "grpc_proxy", "https_proxy"), refusing
             ),
             "REQUESTS_CA_BUNDLE": str(tmp_path / "missing"),
             "CURL_CA_BUNDLE": str(tmp_path / "missing"),
@@ -318,20 +332,20 @@ def test_other_programs_variables_and_files_do_not_matter(protocol, tmp_path):
 
 @pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_certificate_file_that_is_none_never_lets_an_event_out_unprotected(name, protocol, tmp_path):
-    """A missing file is an error or an event that does not arrive, and never one that is sent without it."""
+def test_an_unusable_certificate_file_never_lets_an_event_out_unprotected(name, protocol, tmp_path):
+    """With a missing file there is an error, or the event does not arrive; it is never sent without TLS."""
     with silent_server() as server:
         environ = environ_of(server.url.replace("http:", "https:"), "log", protocol, **{name: str(tmp_path / "no")})
         try:
             outcome = send(environ, deadline_seconds=2)
-        except (OSError, ValueError):
+        except TlsError:
             outcome = Outcome.UNREACHABLE
 
     assert outcome in {Outcome.UNREACHABLE, Outcome.TIMED_OUT}
 
 
 @pytest.mark.parametrize(("insecure", "outcome"), [("true", Outcome.ACCEPTED), ("false", Outcome.UNREACHABLE)])
-def test_an_endpoint_without_a_scheme_is_insecure_only_where_that_is_set(insecure, outcome):
+def test_an_endpoint_without_a_scheme_is_insecure_only_if_that_is_set(insecure, outcome):
     """For grpc, HOST:PORT is spoken to with TLS unless OTEL_EXPORTER_OTLP_INSECURE says otherwise."""
     with OtlpGrpcServer() as server:
         endpoint = server.url.removeprefix("http://")
@@ -340,7 +354,7 @@ def test_an_endpoint_without_a_scheme_is_insecure_only_where_that_is_set(insecur
 
 
 def test_a_gzipped_request_holds_no_time():
-    """gzip's own field for the sender's clock is empty."""
+    """gzip's field for the sender's clock is empty."""
     with OtlpHttpServer() as server:
         send(environ_of(server.url, COMPRESSION="gzip"))
 
@@ -349,7 +363,7 @@ def test_a_gzipped_request_holds_no_time():
 
 
 def test_a_name_and_password_in_the_endpoint_are_basic_authorization():
-    """What stands before the host of an endpoint is for the collector; path and query go as they were set."""
+    """The user information of an endpoint becomes a header; path and query are sent as they were set."""
     with OtlpHttpServer() as server:
         url = server.url.replace("http://", "http://me%40x:se%2Fcret@") + "/in/v1/logs?tenant=a%20b"
         environ = environ_of("", "log") | {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": url}
@@ -361,7 +375,7 @@ def test_a_name_and_password_in_the_endpoint_are_basic_authorization():
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """One whole request, b"" where there is none any more."""
+    """One whole request, b"" at the connection's end."""
     request = b""
     while piece := connection.recv(65536):
         request += piece
@@ -373,7 +387,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 @contextmanager
 def answering(*answers: bytes):
-    """A server that takes one request a connection, and answers with the next of *answers* and the connection's end."""
+    """A server that reads one request a connection, sends the next of *answers*, and ends the connection."""
     left = list(answers)
 
     def serve(connection) -> None:
@@ -386,39 +400,39 @@ def answering(*answers: bytes):
 
 
 ACCEPTANCE = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: %d\r\n\r\n"
-BROKEN_OFF = {
+TRUNCATED = {
     "in its body": ACCEPTANCE % 2 + b"\x0a",
-    "behind its first line": b"HTTP/1.1 200 OK\r\n",
-    "in its head": ACCEPTANCE[:40],
+    "after its first line": b"HTTP/1.1 200 OK\r\n",
+    "in its headers": ACCEPTANCE[:40],
     "in a chunk": ACCEPTANCE.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"5\r\n\x0a",
 }
 
 
-@pytest.mark.parametrize("answer", BROKEN_OFF.values(), ids=BROKEN_OFF)
-def test_an_answer_that_breaks_off_is_none(answer):
-    """What could have been an acceptance, had it come whole, is UNREACHABLE; whole, it is ACCEPTED."""
+@pytest.mark.parametrize("answer", TRUNCATED.values(), ids=TRUNCATED)
+def test_a_truncated_response_is_not_an_acceptance(answer):
+    """Truncated, the response is UNREACHABLE; whole, it is ACCEPTED."""
     with answering(answer) as server:
         assert Outcome.UNREACHABLE is send(environ_of(server.url))
     with answering(ACCEPTANCE % 2 + b"\x0a\x00") as server:
         assert Outcome.ACCEPTED is send(environ_of(server.url))
 
 
-def test_a_connection_that_the_collector_closed_meanwhile_is_made_anew():
-    """A connection that ended between two requests, which servers do after some idle time, costs no event."""
+def test_a_connection_that_the_collector_closed_is_replaced():
+    """A connection that ended between two requests, as servers end idle ones, costs no event."""
     body = to_body("log", TbotStart(run_mode="daemon"))
     with answering(ACCEPTANCE % 0, ACCEPTANCE % 0) as server:
-        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
-        first = sender.send(body)
+        client, send_body = patient_sender(server.url)
+        first = send_body(body)
         poll_until(lambda: is_ended(server.connections[0]), waiting_for="the connection's end")
-        outcomes = [first, sender.send(body)]
-        sender.close()
+        outcomes = [first, send_body(body)]
+        client.close()
 
         assert [Outcome.ACCEPTED] * 2 == outcomes
         assert 2 == len(server.connections)
 
 
 def test_a_connection_is_kept_for_the_next_request():
-    """A collector that keeps the connection, as the OpenTelemetry Collector does, gets the next request over it."""
+    """If the collector keeps the connection, as the OpenTelemetry Collector does, the next request goes over it."""
     body = to_body("log", TbotStart(run_mode="daemon"))
 
     def serve(connection: socket.socket) -> None:
@@ -426,16 +440,16 @@ def test_a_connection_is_kept_for_the_next_request():
             connection.sendall(ACCEPTANCE % 2 + b"\x0a\x00")
 
     with raw_server(serve) as server:
-        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
-        outcomes = [sender.send(body) for _ in range(3)]
-        sender.close()
+        client, send_body = patient_sender(server.url)
+        outcomes = [send_body(body) for _ in range(3)]
+        client.close()
 
         assert [Outcome.ACCEPTED] * 3 == outcomes
         assert 1 == len(server.connections)
 
 
-def test_a_connection_that_was_reset_meanwhile_is_made_anew():
-    """The same where the other side ended it without a goodbye."""
+def test_a_connection_that_was_reset_is_replaced():
+    """A connection that the collector reset between two requests costs no event."""
     body = to_body("log", TbotStart(run_mode="daemon"))
     ended = threading.Event()
 
@@ -450,19 +464,19 @@ def test_a_connection_that_was_reset_meanwhile_is_made_anew():
 
     first_answered = threading.Event()
     with raw_server(serve) as server:
-        sender = OtlpSender(environ_of(server.url), signal="log", deadline_seconds=PATIENT_SECONDS)
-        outcomes = [sender.send(body)]
+        client, send_body = patient_sender(server.url)
+        outcomes = [send_body(body)]
         first_answered.set()
         assert ended.wait(PATIENT_SECONDS)
-        outcomes.append(sender.send(body))
-        sender.close()
+        outcomes.append(send_body(body))
+        client.close()
 
         assert [Outcome.ACCEPTED] * 2 == outcomes
         assert 2 == len(server.connections)
 
 
 def is_ended(connection: socket.socket) -> bool:
-    """Whether the server has closed its side."""
+    """Returns whether the server has closed its side."""
     try:
         connection.sendall(b"x")
     except OSError:
@@ -471,16 +485,141 @@ def is_ended(connection: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("host", ["x" * 70, "a..b"])
-def test_a_host_that_can_be_no_name_is_unreachable(host):
-    """A label that is too long or empty is no exception."""
+def test_a_host_that_cannot_be_a_name_is_unreachable(host):
+    """A label that is too long or empty raises nothing."""
     assert Outcome.UNREACHABLE is send(environ_of(f"http://{host}:1"))
 
 
 def test_a_request_can_be_shown():
-    """`parse_log_request` gives the request as OTLP/JSON has it."""
+    """`parse_log_request` returns the request as OTLP/JSON."""
     event = TbotStart(run_mode="daemon")
     with OtlpHttpServer() as server:
         send(environ_of(server.url), event)
     shown = parse_log_request(server.requests[0].message.SerializeToString())
 
     assert "tbot.start" == shown["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]["eventName"]
+
+
+INTERIM = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+
+
+@pytest.mark.parametrize("interim", [INTERIM[:1], INTERIM[1:], INTERIM * 3])
+def test_interim_responses_are_skipped(interim):
+    """Any 1xx before the response is not the response."""
+    with answering(b"".join(interim) + ACCEPTANCE % 2 + b"\x0a\x00") as server:
+        assert Outcome.ACCEPTED is send(environ_of(server.url))
+    with answering(b"".join(interim) + b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n") as server:
+        assert Outcome.REFUSED is send(environ_of(server.url))
+
+
+def test_endless_interim_responses_end():
+    """A peer that sends nothing but interim responses neither keeps the thread nor the processor."""
+
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        while True:
+            connection.sendall(INTERIM[0] * 10)
+
+    with raw_server(serve) as server:
+        assert Outcome.UNREACHABLE is send(environ_of(server.url))
+
+
+def test_trailers_are_not_headers():
+    """The content type counts that comes before the body, not the one behind it."""
+    chunked = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n\x0a\x00\r\n0\r\n"
+    with answering(chunked + b"Content-Type: application/x-protobuf\r\n\r\n") as server:
+        assert Outcome.REFUSED is send(environ_of(server.url))
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("fault", [silent_server, trickling_server])
+def test_an_abandoned_request_ends(fault, protocol):
+    """`abandon` makes a `send` in another thread return, and leaves no descriptor open."""
+    with fault() as server:
+        client, send_body = patient_sender(server.url, protocol)
+        outcomes = []
+        before = set(os.listdir("/dev/fd"))
+        thread = threading.Thread(target=lambda: outcomes.append(send_body(b"")))
+        thread.start()
+        poll_until(lambda: server.connections, waiting_for="a connection")
+        client.abandon()
+        thread.join(PATIENT_SECONDS)
+        client.close()
+
+        assert outcomes
+        assert outcomes[0] in {Outcome.TIMED_OUT, Outcome.UNREACHABLE}
+        if protocol != "grpc":  # gRPC keeps descriptors of its own for the process
+            # One is the server's end of the connection.
+            assert len(set(os.listdir("/dev/fd")) - before) <= 1
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_an_ipv6_zone_is_not_sent(protocol):
+    """The zone names a network interface, and its name can hold a MAC address."""
+    if not has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback address")
+    with server_of(protocol) as server, ipv6_forwarder(server.url) as (port, seen):
+        index, _ = socket.if_nameindex()[0]
+        assert Outcome.ACCEPTED is send(environ_of(f"http://[::1%25{index}]:{port}", "log", protocol))
+
+    assert f"[::1]:{port}".encode() in seen
+    assert b"%" not in seen.partition(b"POST")[2].partition(b"\r\n\r\n")[0]
+    assert f"::1%{index}".encode() not in seen
+    assert f"::1%25{index}".encode() not in seen
+
+
+def has_ipv6_loopback() -> bool:
+    """Returns whether ::1 can be listened on."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def ipv6_forwarder(url: str):
+    """Forwards one connection from ::1 to *url*; yields its port, and what the client has sent."""
+    seen = bytearray()
+    target = ("127.0.0.1", int(url.rpartition(":")[2]))
+    listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+
+    def copy(source: socket.socket, sink: socket.socket, copied: bytearray) -> None:
+        try:
+            while data := source.recv(65536):
+                copied += data
+                sink.sendall(data)
+        except OSError:
+            pass
+
+    def serve() -> None:
+        incoming, _ = listener.accept()
+        outgoing = socket.create_connection(target)
+        back = threading.Thread(target=copy, args=(outgoing, incoming, bytearray()), daemon=True)
+        back.start()
+        copy(incoming, outgoing, seen)
+        outgoing.close()
+        back.join()
+        incoming.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], seen
+    finally:
+        listener.close()
+
+
+def test_user_information_is_sent_over_grpc_too():
+    """A name and password in the endpoint are a header over gRPC as over HTTP."""
+    with OtlpGrpcServer() as server:
+        url = server.url.replace("http://", "http://me%40x:se%2Fcret@")
+        assert Outcome.ACCEPTED is send(environ_of(url, "log", "grpc"))
+
+    assert "Basic bWVAeDpzZS9jcmV0" == server.requests[0].headers["authorization"]
+
+
+def test_a_client_needs_an_endpoint():
+    """With a malformed endpoint there is no client; the error says which rule is broken."""
+    with pytest.raises(OtelTbotError, match="OTEL_EXPORTER_OTLP_ENDPOINT: must be"):
+        OtlpClient(resolve_config(environ_of("canary")))

@@ -4,7 +4,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 from otel_tbot.event import TbotStart
 from otel_tbot.exporters.records import to_log_record, to_resource, to_span
-from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.otlp.encoding import encode_request
 
 TIME_NS = 1_795_466_556_123_456_789
 EVENTS = {
@@ -47,7 +47,7 @@ def without_ids(request):
 def test_a_request_is_byte_for_byte_what_opentelemetry_s_encoder_makes(fields, signal, is_local):
     """Both renderings of the event, this one and that of the SDK's records, are the same on the wire."""
     events = [(TbotStart(**fields), TIME_NS), (TbotStart(**fields), TIME_NS + 10**9)]
-    request = load_encoder(signal, is_local=is_local)(events)
+    request = encode_request(events, signal=signal, is_local=is_local)
     expected = sdk_request(signal, events, is_local=is_local)
 
     assert without_ids(expected).SerializeToString() == without_ids(request).SerializeToString()
@@ -57,14 +57,13 @@ def test_a_request_is_byte_for_byte_what_opentelemetry_s_encoder_makes(fields, s
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_no_events_make_an_empty_request(signal):
     """Nothing to tell of is nothing on the wire, not even a resource."""
-    assert b"" == load_encoder(signal, is_local=True)([]).SerializeToString()
+    assert b"" == encode_request([], signal=signal, is_local=True).SerializeToString()
 
 
 def test_what_one_event_said_is_not_in_the_next():
     """Attributes that are recalled from earlier events are those of the event at hand."""
-    encode = load_encoder("log", is_local=False)
     many = [TbotStart(run_mode="daemon", destinations_other=n, version=f"18.{n}.0") for n in range(2000)]
-    (group,) = encode([(event, TIME_NS) for event in many]).resource_logs
+    (group,) = encode_request([(event, TIME_NS) for event in many], signal="log", is_local=False).resource_logs
     sent = [{a.key: a.value for a in record.attributes} for record in group.scope_logs[0].log_records]
 
     assert [event.attributes() for event in many] == [

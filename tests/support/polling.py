@@ -1,4 +1,4 @@
-"""Waiting for a fact: the only place where a test lets time pass."""
+"""Waits for a condition: the only place in the tests that lets time pass."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Value = TypeVar("Value")
 
 
 def poll_until(condition: Callable[[], Value], *, waiting_for: str, deadline_seconds: float = 60.0) -> Value:
-    """The first true value of *condition*; fails with what it waited for and what it saw last."""
+    """Returns the first true value of *condition*; fails with what it waited for and the last value."""
     deadline = time.monotonic() + deadline_seconds
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -1,7 +1,8 @@
-"""Real servers on free loopback ports, each with one way of answering."""
+"""Starts real servers on free loopback ports, each with one fault or none."""
 
 import gzip
 import socket
+import ssl
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ _HANG_SECONDS = 120.0
 
 @dataclass
 class Received:
-    """One OTLP request as it came: path (or grpc method), headers (or metadata) in lower case, message, HTTP's body."""
+    """One OTLP request: path (or grpc method), headers (or metadata) in lower case, message, and HTTP's body."""
 
     path: str
     headers: dict[str, str]
@@ -54,7 +55,7 @@ class Received:
 
 @dataclass
 class Answer:
-    """What an HTTP server answers: a status, headers and a body; after `gate`, if there is one, is set."""
+    """An HTTP response: status, headers and body, sent once `gate` is set, if there is a gate."""
 
     status: int = 200
     content_type: str | None = "application/x-protobuf"
@@ -64,9 +65,9 @@ class Answer:
 
 
 class OtlpHttpServer:
-    """An OTLP/HTTP receiver that keeps what came and answers as told."""
+    """An OTLP/HTTP receiver that keeps its requests and sends one response; over TLS with *tls*, as localhost."""
 
-    def __init__(self, answer: Answer | None = None) -> None:
+    def __init__(self, answer: Answer | None = None, *, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer or Answer()
         self.requests: list[Received] = []
         self.has_come = threading.Event()
@@ -105,12 +106,16 @@ class OtlpHttpServer:
                 try:
                     super().handle()
                 except ConnectionError:
-                    pass  # the client gave up, which is its right
+                    pass  # the client may disconnect
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            # Without the handshake in accept(), which would keep the server's one thread.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            self.url = f"https://localhost:{self._server.server_port}"
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -125,13 +130,13 @@ class OtlpHttpServer:
         self._server.server_close()
 
     def wait_for_request(self) -> Received:
-        """Waits until one has come; the first."""
+        """Waits for the first request and returns it."""
         poll_until(lambda: self.requests, waiting_for="an OTLP request")
         return self.requests[0]
 
 
 class OtlpGrpcServer:
-    """An OTLP/gRPC receiver that keeps what came and answers as told: rejecting some, with a status, or late."""
+    """An OTLP/gRPC receiver that keeps its requests; it rejects some, fails with a status, or is late, if told to."""
 
     def __init__(
         self,
@@ -189,7 +194,7 @@ class OtlpGrpcServer:
 
 
 class _Raw:
-    """A TCP server that does with each connection what it is told, in a thread of its own."""
+    """A TCP server that serves each connection in its own thread."""
 
     def __init__(self, serve: Callable[[socket.socket], None]) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -210,7 +215,7 @@ class _Raw:
         try:
             self._serve(connection)
         except OSError:
-            pass  # the client gave up, which is its right
+            pass  # the client may disconnect
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -221,7 +226,7 @@ class _Raw:
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
-    """Accepts, and does *serve* with each connection."""
+    """A server that calls *serve* with each connection."""
     server = _Raw(serve)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -233,17 +238,17 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
 
 
 def silent_server():
-    """Accepts and never says a word."""
+    """A server that accepts and never sends anything."""
     return raw_server(lambda _: None)
 
 
 def closing_server():
-    """Accepts, and closes at once."""
+    """A server that accepts and closes at once."""
     return raw_server(lambda connection: connection.shutdown(socket.SHUT_RDWR))
 
 
 def garbage_server():
-    """Accepts, and answers no HTTP."""
+    """A server that accepts and sends something that is not HTTP."""
     return raw_server(lambda connection: connection.sendall(b"\x00\xffcanary\r\n" * 100))
 
 
@@ -251,7 +256,7 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Len
 
 
 def cutting_server():
-    """Answers with the head of a success and the first byte of its body, and closes."""
+    """A server that sends the headers of a success and the first byte of its body, and closes."""
 
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -263,7 +268,7 @@ def cutting_server():
 
 @contextmanager
 def trickling_server(head: bytes = _HEAD) -> Iterator[_Raw]:
-    """Answers with *head* and then a byte at a time, without end."""
+    """A server that sends *head* and then a byte at a time, without end."""
     end = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -279,7 +284,7 @@ def trickling_server(head: bytes = _HEAD) -> Iterator[_Raw]:
 
 @contextmanager
 def refusing_port() -> Iterator[str]:
-    """The URL of a port that nobody listens on, and that nobody else gets meanwhile."""
+    """The URL of a port that no process listens on, nor can listen on meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_tbot import TbotConfigError
-from otel_tbot.event import JOIN_TYPES
+from otel_tbot.event import JOIN_METHODS
 from otel_tbot.tbot.config import (
     MAX_CONFIG_BYTES,
     SERVICE_OF_TYPE,
@@ -312,7 +312,7 @@ def test_the_helper_comes_from_the_flags_or_from_tbot_s_own_variables():
 
 
 @pytest.mark.parametrize("kind", ["proxy", "auth"])
-@pytest.mark.parametrize("method", JOIN_TYPES)
+@pytest.mark.parametrize("method", JOIN_METHODS)
 def test_a_join_uri_carries_every_join_method(kind, method):
     """With - for _, with a parameter and without, in any case of the scheme."""
     scheme = f"tbot+{kind}+{method.replace('_', '-')}"
@@ -357,7 +357,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 @given(
     outputs=st.lists(st.sampled_from(TYPES), max_size=20),
     services=st.lists(st.sampled_from(TYPES), max_size=20),
-    join_method=st.one_of(st.sampled_from(JOIN_TYPES), TEXTS),
+    join_method=st.one_of(st.sampled_from(JOIN_METHODS), TEXTS),
     is_one_shot=st.booleans(),
     noise=TEXTS,
     is_flow=st.booleans(),
@@ -384,7 +384,7 @@ def test_generated_files_count_as_an_independent_count_says(
 
     assert expected == {name: config.services.count(name) for name in expected}
     assert is_one_shot is config.is_one_shot
-    assert (join_method if join_method in JOIN_TYPES else "_OTHER" if join_method else "") == config.join_type
+    assert (join_method if join_method in JOIN_METHODS else "_OTHER" if join_method else "") == config.join_type
 
 
 @given(

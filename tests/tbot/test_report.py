@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_tbot.errors import EventError
-from otel_tbot.event import JOIN_TYPES, MAX_COUNT, OTHER, RUN_MODES, TbotStart
+from otel_tbot.event import JOIN_METHODS, MAX_COUNT, OTHER, RUN_MODES, TbotStart
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, TbotStartEvent
 from otel_tbot.tbot.report import parse_report, to_report
 
@@ -14,7 +14,7 @@ EVENTS = st.builds(
     TbotStart,
     run_mode=st.sampled_from(RUN_MODES),
     version=st.sampled_from(["", "18.4.1", "18.4.1-rc.1", "canary"]),
-    join_type=st.sampled_from(["", *JOIN_TYPES, OTHER]),
+    join_type=st.sampled_from(["", *JOIN_METHODS, OTHER]),
     helper=st.sampled_from(["", "gha:x", "canary canary"]),
     helper_version=st.sampled_from(["", "v1.2"]),
     destinations_other=COUNT,

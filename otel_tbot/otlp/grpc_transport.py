@@ -1,0 +1,114 @@
+"""Sends OTLP over gRPC: one channel, one call after the other, each until a deadline.
+
+Source: OTLP specification, "OTLP/gRPC"; opentelemetry-proto, logs_service.proto and trace_service.proto.
+"""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from otel_tbot.errors import OtelTbotError
+from otel_tbot.otlp.result import Result, parse_protobuf
+from otel_tbot.outcome import Outcome
+
+if TYPE_CHECKING:
+    from otel_tbot.otlp.config import OtlpConfig
+
+_METHODS: Final = {
+    "log": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    "span": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+}
+_COMPRESSIONS: Final = {
+    "none": grpc.Compression.NoCompression,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
+_OUTCOMES: Final = {
+    grpc.StatusCode.UNAVAILABLE: Outcome.UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMED_OUT,
+}
+
+_GEVENT_TIMEOUT_SECONDS: Final = 10
+"""Under gevent, whose threads do not run while gRPC waits, only a timeout on the call itself ends it. A constant."""
+
+
+class GrpcTransport:
+    """One channel to one collector, made when it is needed."""
+
+    def __init__(self, config: "OtlpConfig", *, user_agent: str) -> None:
+        if config.endpoint is None:
+            raise OtelTbotError("; ".join(config.warnings))
+        self._config = config
+        self._endpoint = config.endpoint
+        self._user_agent = user_agent
+        self._is_abandoned = False
+        self._channel: grpc.Channel | None = None
+        self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] | None = None
+
+    def send(self, body: bytes, deadline: float) -> Result:
+        """Sends *body* and returns the result; *deadline* is in the time of time.monotonic."""
+        export = self._export = self._export or self._connect()
+        # The deadline is kept here and not sent: how much of it is left tells how fast this machine is.
+        call = export.future(body, metadata=self._config.headers, timeout=_call_timeout())
+        try:
+            response = call.result(timeout=max(deadline - time.monotonic(), 0.001))
+        except grpc.FutureTimeoutError:
+            call.cancel()
+            return Result(outcome=Outcome.TIMED_OUT)
+        except grpc.FutureCancelledError:
+            return Result(outcome=Outcome.TIMED_OUT)
+        except grpc.RpcError as error:
+            code = error.code()
+            if self._is_abandoned:
+                return Result(outcome=Outcome.TIMED_OUT)
+            if code is grpc.StatusCode.UNAVAILABLE:
+                # A channel that lost its collector would wait before it tries again, with the certificates that it has.
+                self.close()
+            return Result(outcome=_OUTCOMES.get(code, Outcome.REFUSED), status=f"gRPC status {code.name}")
+        return Result(outcome=parse_protobuf(response, signal=self._config.signal), status="gRPC status OK")
+
+    def abandon(self) -> None:
+        """Ends a `send` that another thread is in: it returns soon. The transport is not used again."""
+        self._is_abandoned = True
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; the next `send` makes another."""
+        channel, self._channel, self._export = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def _connect(self) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+        host = f"[{self._endpoint.host}]" if ":" in self._endpoint.host else self._endpoint.host
+        options: dict[str, Any] = {
+            "options": (
+                ("grpc.primary_user_agent", self._user_agent),
+                # Without it, an IPv6 zone, which names a network interface, would be in :authority.
+                ("grpc.default_authority", self._endpoint.authority),
+                ("grpc.enable_http_proxy", 0),
+                # Overrides GRPC_ADDRESS_HTTP_PROXY, which the option above does not.
+                ("grpc.address_http_proxy_enabled_addresses", ""),
+                # No connection of another sender of this process, which would join two starts.
+                ("grpc.use_local_subchannel_pool", 1),
+            ),
+            "compression": _COMPRESSIONS[self._config.compression],
+        }
+        target = f"{host}:{self._endpoint.port}"
+        if self._config.is_tls:
+            from otel_tbot.otlp.tls import read_pem_files
+
+            # Given, so that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH decides nothing.
+            self._channel = grpc.secure_channel(
+                target, grpc.ssl_channel_credentials(*read_pem_files(self._config)), **options
+            )
+        else:
+            self._channel = grpc.insecure_channel(target, **options)
+        # Without serializers: requests and responses are bytes.
+        return self._channel.unary_unary(_METHODS[self._config.signal])
+
+
+def _call_timeout() -> float | None:
+    monkey = sys.modules.get("gevent.monkey")
+    return _GEVENT_TIMEOUT_SECONDS if monkey is not None and monkey.is_module_patched("threading") else None
