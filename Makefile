@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## Show the whole way on this machine: one start opted 
 test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real OpenTelemetry Collector where Go is there
 	@if command -v go >/dev/null; then \
 	  $(MAKE) --no-print-directory collector reporter; \
-	  $(MAKE) --no-print-directory --keep-going backends || echo "a back end was not built: its tests are skipped"; \
+	  $(MAKE) --no-print-directory --keep-going backends chart || echo "a back end was not built: its tests are skipped"; \
 	fi
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
@@ -92,6 +92,19 @@ bench: $(VENV)/.developed collector reporter ## Measure everything into benchmar
 BACKENDS := prometheus jaeger
 PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
+
+.PHONY: chart
+chart: build/helm build/promtool ## Build Helm and promtool, with which the chart in deploy/helm/ is tested
+
+build/helm: go/helm/go.mod go/helm/go.sum
+	@echo "building Helm: a few minutes, once"
+	@mkdir -p build
+	cd go/helm && go build -o ../../build/helm helm.sh/helm/v4/cmd/helm
+
+build/promtool: go/backends/prometheus/go.mod go/backends/prometheus/go.sum
+	@echo "building promtool: a few minutes, once"
+	@mkdir -p build
+	cd go/backends/prometheus && go build -o ../../../build/promtool github.com/prometheus/prometheus/cmd/promtool
 
 .PHONY: backends
 backends: $(BACKENDS:%=build/backends/%) ## Build Prometheus and Jaeger, against which the collector kit is tested

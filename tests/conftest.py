@@ -7,7 +7,7 @@ import signal
 import hypothesis
 import pytest
 
-from tests.support.checkout import REPORTER, find_collector, skip_or_fail
+from tests.support.checkout import HELM, PROMTOOL, REPORTER, find_collector, skip_or_fail
 
 # Hypothesis asserts 200 ms an example unless told otherwise; only benchmarks/ asserts times.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -49,6 +49,22 @@ def otelcol() -> str:
     if not path.exists():
         skip_or_fail("the OpenTelemetry Collector was not built: `make collector` needs Go, or set OTELCOL")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The path of Helm, which `make chart` builds."""
+    if not HELM.exists():
+        skip_or_fail("Helm was not built: `make chart` needs Go")
+    return str(HELM)
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of promtool, which `make chart` builds."""
+    if not PROMTOOL.exists():
+        skip_or_fail("promtool was not built: `make chart` needs Go")
+    return str(PROMTOOL)
 
 
 @pytest.fixture(scope="session")

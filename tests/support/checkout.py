@@ -8,6 +8,8 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
 REPORTER: Final = ROOT / "build" / "reporter"
+HELM: Final = ROOT / "build" / "helm"
+PROMTOOL: Final = ROOT / "build" / "promtool"
 
 REQUIRED_VARIABLE: Final = "OTEL_TBOT_REQUIRE_COLLECTOR"
 """Set to 1, a program that was not built fails a test instead of skipping it."""
