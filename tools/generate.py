@@ -11,7 +11,7 @@ from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
-from tools import ROOT, dashboards, reference
+from tools import ROOT, chart, dashboards, reference
 from tools.guard import GUARD, renew_guard
 from tools.pages import read_pages
 from tools.panels import EXPECTED
@@ -26,7 +26,12 @@ def main() -> int:
     status = 0
     files = [(page.path, renew_page) for page in read_pages()]
     files += [(dashboards.FOLDER / store.file_name, partial(_renew_dashboard, store)) for store in dashboards.STORES]
-    for path, renew in (*files, (GUARD, renew_guard), (REGISTRY, lambda _: to_registry())):
+    files += [(GUARD, renew_guard), (REGISTRY, lambda _: to_registry())]
+    # After the guard, which is one of the sources.
+    files += [(copy, partial(chart.read_source, source)) for copy, source in chart.COPIES.items()]
+    # After the copies, which are in the manifests. Without Helm they stay as they are; a test compares them.
+    files += [(chart.MANIFESTS, chart.render_manifests)] if chart.HELM.exists() else []
+    for path, renew in files:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         renewed = renew(text)
         if "--check" not in sys.argv:
@@ -105,6 +110,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "kit": reference.to_kit_table,
     "kit variables": reference.to_kit_variable_table,
     "targets": reference.to_target_table,
+    "chart values": chart.to_values_table,
 }
 """Every table that pages can have, by the name in its markers."""
 

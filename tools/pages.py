@@ -86,6 +86,6 @@ def _to_example(place: str, language: str, text: str, before: str) -> Example:
 def read_pages() -> list[Page]:
     """Every page of the repository, README first."""
     paths = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-    paths += [ROOT / folder / "README.md" for folder in ("deploy", "semantic-conventions")]
+    paths += [ROOT / folder / "README.md" for folder in ("deploy", "deploy/helm/otel-tbot", "semantic-conventions")]
     paths.sort(key=lambda path: path != ROOT / "README.md")
     return [Page(path) for path in paths]

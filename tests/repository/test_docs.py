@@ -90,6 +90,8 @@ def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
     page = PAGES[name]
     if any("strace" in example.text for example in page.examples()):
         request.getfixturevalue("strace")
+    if any(example.run and re.search(r"^helm ", example.text, re.MULTILINE) for example in page.examples()):
+        request.getfixturevalue("helm")
     with Walkthrough(page, tmp_path, otelcol) as walkthrough:
         for example in page.examples():
             if example.run:

@@ -23,7 +23,7 @@ from otel_tbot.event import TbotStart
 from otel_tbot.otlp.client import OtlpSender
 from otel_tbot.otlp.encoding import load_encoder
 from otel_tbot.outcome import Outcome
-from tests.support.checkout import ROOT
+from tests.support.checkout import HELM, ROOT
 from tests.support.otelcol import Collector
 from tests.support.polling import poll_until
 from tests.support.processes import MEASURED
@@ -39,9 +39,9 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 class Walkthrough:
     """Where a page's examples run.
 
-    On PATH are this environment's programs, `otelcol`, the real collector, and stand-ins for `tbot` and `tini`. The
-    addresses that pages name lead to free ports of this machine, and /etc/tbot.yaml to a file of the folder. Where
-    pages send, a collector listens, unless the page starts one itself.
+    On PATH are this environment's programs, `helm`, `otelcol`, the real collector, and stand-ins for `tbot` and
+    `tini`. The addresses that pages name lead to free ports of this machine, and /etc/tbot.yaml to a file of the
+    folder. Where pages send, a collector listens, unless the page starts one itself.
     """
 
     def __init__(self, page: Page, folder: Path, otelcol: str) -> None:
@@ -57,7 +57,10 @@ class Walkthrough:
         self._write_program("tini", 'shift; exec "$@"')
         (self._programs / "otelcol").symlink_to(otelcol)
         (self._programs / "otel-tbot").symlink_to(BIN / "otel-tbot")
-        (folder / "collector-config").symlink_to(ROOT / "collector-config")
+        if HELM.exists():
+            (self._programs / "helm").symlink_to(HELM)
+        for name in ("collector-config", "deploy"):
+            (folder / name).symlink_to(ROOT / name)
         (folder / "tbot.yaml").write_text("version: v2\nonboarding: {join_method: github}\noutputs: []\n")
         started = [example.text for example in page.examples() if example.run[:1] == ("background",)]
         self._starts_collector = any("otelcol --config" in text for text in started)

@@ -1,0 +1,605 @@
+import json
+import re
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+import trustme
+import yaml
+
+from otel_tbot import __version__
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.chart import VALUE_SETS, ChartCollector, Release, read_container
+from tests.support.checkout import ROOT
+from tests.support.polling import poll_until
+from tests.support.servers import OtlpGrpcServer, OtlpHttpServer, raw_server
+from tools import chart, pages
+
+BIN = Path(sys.executable).parent
+ALERTS = chart.CHART / "files" / "alerts.yaml"
+OPERATOR_KINDS = {"ServiceMonitor", "PrometheusRule"}
+SWITCHES_ON_BY_DEFAULT = {"collector.enabled", "networkPolicy.enabled", "podDisruptionBudget.enabled"}
+IDENTITY = "host-71c4"
+
+
+pytestmark = pytest.mark.usefixtures("helm", "promtool")
+
+
+def run(*command, **options):
+    """Runs a command to its end."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def read_set(name):
+    """The values of a set, as one mapping of dotted names for what values.yaml documents."""
+    values = yaml.safe_load((chart.CHART / "ci" / f"{name}-values.yaml").read_text())
+    found = {}
+    for key, _, _ in chart.read_values():
+        try:
+            found[key] = chart.get_value(values, key)
+        except (KeyError, TypeError):
+            continue
+    return found
+
+
+# The chart as a whole.
+
+
+@pytest.mark.parametrize("value_set", VALUE_SETS)
+def test_helm_lints_every_value_set(value_set, helm):
+    """Strictly: no error and no warning."""
+    values = chart.CHART / "ci" / f"{value_set}-values.yaml"
+    finished = run(helm, "lint", "--strict", "--values", values, chart.CHART)
+
+    assert 0 == finished.returncode, finished.stdout
+    assert "WARNING" not in finished.stdout
+
+
+def test_one_value_set_sets_every_value():
+    """Each documented value has another value than the default there, except switches that are on by default."""
+    defaults = {name: json.loads(default) for name, default, _ in chart.read_values()}
+    everything = read_set("everything")
+
+    assert sorted(defaults) == sorted(everything)
+    assert {name for name in defaults if defaults[name] == everything[name]} == SWITCHES_ON_BY_DEFAULT
+    assert not any(read_set("direct")[name] for name in SWITCHES_ON_BY_DEFAULT)
+
+
+def test_every_value_is_described_and_in_the_schema():
+    """Each leaf of values.yaml is below a described name, and the schema knows that name and no other."""
+    described = {name for name, _, _ in chart.read_values()}
+    schema = json.loads((chart.CHART / "values.schema.json").read_text())
+
+    def find_leaves(values, prefix=""):
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if name in described or not isinstance(value, dict):
+                yield name
+            else:
+                yield from find_leaves(value, f"{name}.")
+
+    def find_properties(node, prefix=""):
+        for key, value in node["properties"].items():
+            if "properties" in value:
+                yield from find_properties(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+
+    assert described == set(find_leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())))
+    assert described | {"global"} == set(find_properties(schema))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "bridge.replica=2",
+        "collectors.enabled=false",
+        "image.tag=latest",
+        "collector.image.tag=latest",
+        "collector.image.tag=",
+        "image.digest=sha256:12",
+        "signal=logs",
+        "destination.protocol=http",
+        "destination.endpoint=collector:4317",
+        "bridge.listen=8080",
+        "service.port=http",
+        "networkPolicy.reporterLabels=null",
+    ],
+)
+def test_a_wrong_value_is_an_error(value):
+    """A misspelt name, a floating tag or a value of another form ends Helm with a message that names it."""
+    finished = chart.render("--set", value)
+
+    assert 0 != finished.returncode
+    assert any(
+        f"'{part}" in finished.stderr or f"/{part}" in finished.stderr for part in value.partition("=")[0].split(".")
+    )
+
+
+@pytest.mark.parametrize("value_set", VALUE_SETS)
+def test_every_object_is_valid_for_kubernetes(value_set, tmp_path):
+    """Strictly, by Kubernetes' own schemas, except what the Prometheus Operator defines. An unknown field fails."""
+    release = Release(value_set)
+    right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
+    right.write_text(release.text)
+    wrong.write_text(release.text.replace("containerPort:", "containerPorts:"))
+    finished = run(BIN / "kubernetes-validate", "--strict", right)
+
+    assert 0 == finished.returncode, finished.stdout
+    own = [found for found in release.objects if found["kind"] not in OPERATOR_KINDS]
+    assert len(own) == finished.stdout.count(" passed ")
+    assert len(release.objects) - len(own) == finished.stdout.count("Couldn't find schema")
+    assert 0 != run(BIN / "kubernetes-validate", "--strict", wrong).returncode
+
+
+def test_the_manifests_are_what_helm_writes():
+    """deploy/kubernetes.yaml is the output for the default values, to the letter: `make chart` writes it."""
+    rendered = chart.render("--namespace", "otel-tbot")
+
+    assert chart.MANIFESTS.read_text() == rendered.stdout
+    assert Release("default").text == rendered.stdout
+
+
+def test_the_chart_has_the_version_of_the_package():
+    """Both versions of Chart.yaml, the first as a semantic version."""
+    metadata = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
+    semantic = re.sub(r"\.?(a|b|rc|dev)(\d+)$", r"-\1.\2", __version__)
+
+    assert (__version__, semantic) == (metadata["appVersion"], metadata["version"])
+
+
+def test_the_chart_holds_the_files_of_the_collector_kit():
+    """Guard and agent are copies, byte for byte, in the chart and in the ConfigMap."""
+    (files,) = Release("default").find("ConfigMap")
+
+    for copy, source in chart.COPIES.items():
+        assert source.read_bytes() == copy.read_bytes()
+        assert source.read_text().strip() == files["data"][source.name].strip()
+
+
+# Single objects.
+
+
+@pytest.mark.parametrize("value_set", VALUE_SETS)
+def test_every_pod_fits_the_restricted_profiles(value_set):
+    """As the restricted Pod Security Standard says, and without a user id, which OpenShift would refuse."""
+    for pod in Release(value_set).pods():
+        (container,) = pod["spec"]["containers"]
+
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert set(pod["spec"].get("securityContext", {})) <= {"fsGroup", "fsGroupChangePolicy"}
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod["spec"])
+        assert {next(kind for kind in volume if kind != "name") for volume in pod["spec"].get("volumes", [])} <= {
+            "configMap",
+            "secret",
+        }
+
+
+def test_openshift_chooses_the_group():
+    """The collector's volume has a group of the chart's, and on OpenShift none, because its profile sets one."""
+    groups = [
+        Release("default", *arguments).pods()[1]["spec"].get("securityContext", {}).get("fsGroup")
+        for arguments in ((), ("--api-versions", "security.openshift.io/v1/SecurityContextConstraints"))
+    ]
+
+    assert [10001, None] == groups
+
+
+@pytest.mark.parametrize("value_set", VALUE_SETS)
+def test_the_objects_of_a_component_belong_together(value_set):
+    """Selectors match the labels of one pod and not of another; ports that are named exist."""
+    release = Release(value_set)
+    pods = release.pods()
+    labels = [pod["metadata"]["labels"] for pod in pods]
+    ports = [{port["name"] for port in pod["spec"]["containers"][0]["ports"]} for pod in pods]
+    selectors = [
+        *(found["spec"]["selector"] for found in release.find("Service")),
+        *(found["spec"]["podSelector"]["matchLabels"] for found in release.find("NetworkPolicy")),
+        *(
+            found["spec"]["selector"]["matchLabels"]
+            for kind in ("Deployment", "StatefulSet", "PodDisruptionBudget", "ServiceMonitor")
+            for found in release.find(kind)
+        ),
+    ]
+
+    for selector in selectors:
+        assert 1 == sum(selector.items() <= found.items() for found in labels)
+    for service, named in zip(release.find("Service"), ports, strict=True):
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
+    for service, monitor in zip(release.find("Service"), release.find("ServiceMonitor"), strict=False):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= {
+            port["name"] for port in service["spec"]["ports"]
+        }
+    for policy, named in zip(release.find("NetworkPolicy"), ports, strict=False):
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= named
+    for pod, named in zip(pods, ports, strict=True):
+        (container,) = pod["spec"]["containers"]
+        probes = [container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
+        assert {probe["httpGet"]["port"] for probe in probes} <= named
+        volumes = {volume["name"] for volume in pod["spec"].get("volumes", [])}
+        claims = {
+            claim["metadata"]["name"]
+            for o in release.find("StatefulSet")
+            for claim in o["spec"]["volumeClaimTemplates"]
+        }
+        assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes | claims
+
+
+@pytest.mark.parametrize(
+    ("arguments", "image"),
+    [
+        ((), f"registry.example/otel-tbot:{__version__}"),
+        (("--set", "image.tag=1.2.3"), "registry.example/otel-tbot:1.2.3"),
+        (
+            ("--set", f"image.tag=1.2.3,image.digest=sha256:{'a' * 64}"),
+            f"registry.example/otel-tbot@sha256:{'a' * 64}",
+        ),
+    ],
+)
+def test_the_image_has_a_digest_or_a_tag(arguments, image):
+    """The digest wins, and without either the tag is the version."""
+    bridge, collector = Release("default", *arguments).pods()
+
+    assert image == bridge["spec"]["containers"][0]["image"]
+    assert "docker.io/otel/opentelemetry-collector-contrib:0.161.0" == collector["spec"]["containers"][0]["image"]
+
+
+def test_both_ip_families_are_served():
+    """The Services are dual stack where the cluster is, and no address of a pod names one family."""
+    release = Release("default")
+    arguments, environ = read_container(release.pods()[0])
+    _, collector = read_container(release.pods()[1])
+
+    assert ["PreferDualStack"] * 2 == [service["spec"]["ipFamilyPolicy"] for service in release.find("Service")]
+    assert "[::]:8080" == arguments[arguments.index("--listen") + 1]
+    assert {":4318", ":13133"} == {collector["TBOT_OTLP_HTTP"], collector["TBOT_HEALTH"]}
+    assert "http://otel-tbot-collector:4318" == environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+
+
+def test_tls_is_the_same_for_service_probes_and_scraping():
+    """With a certificate, everything that asks the bridge asks over HTTPS, on the standard port."""
+    release = Release("direct", "--set", "bridge.tls.secretName=tls,serviceMonitor.enabled=true")
+    (pod,) = release.pods()
+    (container,) = pod["spec"]["containers"]
+    (service,) = release.find("Service")
+    (monitor,) = release.find("ServiceMonitor")
+
+    assert [{"name": "https", "port": 443, "targetPort": "https"}] == service["spec"]["ports"]
+    assert {"HTTPS"} == {
+        container[f"{name}Probe"]["httpGet"]["scheme"] for name in ("startup", "readiness", "liveness")
+    }
+    assert "https" == monitor["spec"]["endpoints"][0]["scheme"]
+    assert [
+        "--tls-cert",
+        "/run/secrets/otel-tbot-tls/tls.crt",
+        "--tls-key",
+        "/run/secrets/otel-tbot-tls/tls.key",
+    ] == container["args"][-4:]
+
+
+def test_an_autoscaler_owns_the_number_of_bridges():
+    """With autoscaling, the Deployment names no number, or each upgrade would undo the autoscaler's."""
+    assert 2 == Release("default").find("Deployment")[0]["spec"]["replicas"]
+    assert not Release("default").find("HorizontalPodAutoscaler")
+    scaled = Release("everything")
+    (scaler,) = scaled.find("HorizontalPodAutoscaler")
+    assert "replicas" not in scaled.find("Deployment")[0]["spec"]
+    assert (3, 9) == (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"])
+
+
+def list_egress(policy):
+    """Each egress rule as its peers and its ports."""
+    return [(rule.get("to"), {port["port"] for port in rule["ports"]}) for rule in policy["spec"]["egress"]]
+
+
+def test_dns_is_reached_wherever_it_answers():
+    """Both policies let DNS out to CoreDNS, to OpenShift's DNS on its port, and to NodeLocal DNSCache's address."""
+    for policy in Release("default").find("NetworkPolicy"):
+        peers, ports = list_egress(policy)[0]
+
+        assert {53, 5353} == ports
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in peers
+        assert {"k8s-app": "kube-dns"} in [peer.get("podSelector", {}).get("matchLabels") for peer in peers]
+        assert {"kubernetes.io/metadata.name": "openshift-dns"} in [
+            peer.get("namespaceSelector", {}).get("matchLabels") for peer in peers
+        ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "namespace", "port"),
+    [
+        ("http://otel-collector.observability.svc:4317", "observability", 4317),
+        ("https://otel-collector.telemetry.svc.cluster.local", "telemetry", 443),
+        ("http://collector.example/otlp", None, 80),
+        ("https://collector.svc.example:4318", None, 4318),
+        ("http://192.0.2.1:4317", None, 4317),
+        ("http://[2001:db8::1]:4317", None, 4317),
+    ],
+)
+def test_egress_leads_to_the_destination_and_no_further(endpoint, namespace, port):
+    """To the namespace of a Service, or to any address on the port; from the pod that sends there."""
+    labels = {"kubernetes.io/metadata.name": namespace}
+    expected = [{"namespaceSelector": {"matchLabels": labels}}] if namespace else None
+    bridge, collector = Release("default", "--set", f"destination.endpoint={endpoint}").find("NetworkPolicy")
+    (direct,) = Release("default", "--set", f"destination.endpoint={endpoint},collector.enabled=false").find(
+        "NetworkPolicy"
+    )
+
+    assert (expected, {port}) == list_egress(collector)[1] == list_egress(direct)[1]
+    assert {"otlp-http"} == list_egress(bridge)[1][1]
+    assert [2, 2, 2] == [len(list_egress(policy)) for policy in (bridge, collector, direct)]
+
+
+def test_scrapers_come_in_if_something_scrapes():
+    """Prometheus may reach the ports with metrics if there are ServiceMonitors; without, only reports come in."""
+    quiet = [policy["spec"]["ingress"] for policy in Release("default").find("NetworkPolicy")]
+    scraped = [
+        policy["spec"]["ingress"]
+        for policy in Release("default", "--set", "serviceMonitor.enabled=true").find("NetworkPolicy")
+    ]
+
+    assert "prometheus" not in json.dumps(quiet)
+    assert all("prometheus" in json.dumps(ingress) for ingress in scraped)
+
+
+def test_the_patch_of_a_plain_deployment_fits_the_release():
+    """Label, Secret, address and opt-in of deploy/tbot-patch.yaml are those of the default values."""
+    release = Release("default")
+    (service, _), (policy, _) = release.find("Service"), release.find("NetworkPolicy")
+    patch = yaml.safe_load((ROOT / "deploy" / "tbot-patch.yaml").read_text())["spec"]["template"]
+    variables = {variable["name"]: variable for variable in patch["spec"]["containers"][0]["env"]}
+    prefix = variables["OTEL_TBOT_PREFIX"]["valueFrom"]["secretKeyRef"]
+    (volume,) = release.pods()[0]["spec"]["volumes"]
+    address = f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc/$(OTEL_TBOT_PREFIX)"
+
+    assert patch["metadata"]["labels"] == policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert {"name": volume["secret"]["secretName"], "key": "prefix", "optional": True} == prefix
+    assert ["OTEL_TBOT_PREFIX", "TELEPORT_ANONYMOUS_TELEMETRY", "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"] == list(
+        variables
+    )
+    assert address == variables["TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"]["value"]
+    assert "1" == variables["TELEPORT_ANONYMOUS_TELEMETRY"]["value"]
+
+
+# What the pods run.
+
+
+@pytest.mark.parametrize("value_set", [name for name in VALUE_SETS if name != "direct"])
+def test_the_collector_sends_what_the_guard_lets_through(value_set, otelcol, tmp_path):
+    """The real collector, as its pod starts it: the event arrives at the destination without what identifies."""
+    release = Release(value_set)
+    is_grpc = value_set == "default"
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    (tmp_path / "otel-tbot-ca").mkdir()
+    authority.cert_pem.write_to_path(tmp_path / "otel-tbot-ca" / "ca.crt")
+    with OtlpGrpcServer() if is_grpc else OtlpHttpServer(tls=tls) as destination:
+        environ = {"TBOT_GATEWAY": destination.url, "COLLECTOR_AUTHORIZATION": "Bearer of-a-secret"}
+        with ChartCollector(otelcol, release, tmp_path, environ) as collector:
+            for host in ("127.0.0.1", "[::1]"):
+                answer = requests.post(f"{collector.url(host)}/v1/logs", json=an_export(), timeout=60)
+                assert 200 == answer.status_code
+            poll_until(lambda: count_records(destination) == 2, waiting_for="both events")
+            metrics = requests.get(f"http://[::1]:{collector.telemetry_port}/metrics", timeout=60).text
+    sent = str([request.message for request in destination.requests])
+
+    assert IDENTITY not in sent
+    assert "tbot.start" in sent
+    assert "otelcol_exporter_sent_log_records" in metrics
+    if not is_grpc:
+        assert {"Bearer of-a-secret"} == {request.headers["authorization"] for request in destination.requests}
+
+
+def an_export():
+    """An OTLP request with a start and another record, both with what identifies a host."""
+    counts = [f"tbot.destinations_{kind}" for kind in ("other", "database", "kubernetes", "application")]
+    attributes = {
+        "tbot.run_mode": "daemon",
+        "session.id": "0b9b3d5c-5c1e-4d0b-9b3d-5c5c1e4d0b9b",
+        "host.name": IDENTITY,
+    }
+    texts = [{"key": key, "value": {"stringValue": value}} for key, value in attributes.items()]
+    numbers = [{"key": key, "value": {"intValue": "0"}} for key in counts]
+    record = {
+        "timeUnixNano": "1790000000000000000",
+        "attributes": texts + numbers,
+        "body": {"stringValue": "tbot.start"},
+    }
+    resource = {"attributes": [{"key": "host.name", "value": {"stringValue": IDENTITY}}]}
+    records = [record | {"eventName": name} for name in ("tbot.start", "another.event")]
+    return {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": records}]}]}
+
+
+def count_records(destination):
+    """How many log records a destination has."""
+    return sum(
+        len(scope.log_records)
+        for request in destination.requests
+        for resource in request.message.resource_logs
+        for scope in resource.scope_logs
+    )
+
+
+# Alerts.
+
+
+def test_promtool_accepts_the_rules_and_their_unit_tests(promtool, tmp_path):
+    """The rules are valid, and each alert is raised by the series that should raise it and by no others."""
+    (tmp_path / "alerts.yaml").write_text(ALERTS.read_text())
+    (tmp_path / "alerts.test.yaml").write_text((Path(__file__).parent / "alerts.test.yaml").read_text())
+    checked = run(promtool, "check", "rules", "--lint-fatal", "alerts.yaml", cwd=tmp_path)
+    tested = run(promtool, "test", "rules", "alerts.test.yaml", cwd=tmp_path)
+
+    assert 0 == checked.returncode, checked.stderr
+    assert 0 == tested.returncode, tested.stderr + tested.stdout
+
+
+def test_every_alert_has_a_unit_test_a_heading_and_a_place_in_the_chart():
+    """Each is raised in alerts.test.yaml, explained in the runbook under its name, and in the PrometheusRule."""
+    rules = yaml.safe_load(ALERTS.read_text())
+    names = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+    tests = yaml.safe_load((Path(__file__).parent / "alerts.test.yaml").read_text())["tests"]
+    raised = {row["alertname"] for test in tests for row in test["alert_rule_test"] if row["exp_alerts"]}
+    runbook = (ROOT / "docs" / "how-to" / "alerts.md").read_text()
+    (rendered,) = Release("everything").find("PrometheusRule")
+
+    assert set(names) == raised
+    assert names == re.findall(r"^## (Tbot\w+)$", runbook, re.MULTILINE)
+    assert {f"docs/how-to/alerts.md#{name.lower()}" for name in names} == {
+        rule["annotations"]["runbook"] for group in rules["groups"] for rule in group["rules"]
+    }
+    assert rules == rendered["spec"]
+
+
+# The how-to pages.
+
+
+def read_blocks(name):
+    """The YAML blocks of a how-to page that this file checks."""
+    examples = pages.Page(ROOT / "docs" / name).examples()
+    return [yaml.safe_load(example.text) for example in examples if example.run[:1] in (("elsewhere",), ("file",))]
+
+
+def read_values_of_pages():
+    """The values for our chart, and those for Teleport's, that the pages show; those in Applications of Argo CD too."""
+    ours, teleports = [], []
+    for name in ("how-to/kubernetes.md", "how-to/argo-cd.md", "how-to/alerts.md", "explanation/scale.md"):
+        for block in read_blocks(name):
+            if block.get("kind") == "Application":
+                source = block["spec"]["source"]
+                (teleports if source.get("chart") == "tbot" else ours).append(source["helm"]["valuesObject"])
+            else:
+                known = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+                (ours if set(block) <= set(known) else teleports).append(block)
+    return ours, teleports
+
+
+def test_values_for_teleports_chart_are_documented_there():
+    """Each value that a page sets exists, by name; teleport_tbot_chart.txt lists them with their source."""
+    lines = (Path(__file__).parent / "teleport_tbot_chart.txt").read_text().splitlines()
+    documented = {line for line in lines if not line.startswith("#")}
+
+    def find_unknown(values, prefix=""):
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if name in documented or f"{name}.*" in documented:
+                continue
+            if isinstance(value, dict) and any(other.startswith(f"{name}.") for other in documented):
+                yield from find_unknown(value, f"{name}.")
+            else:
+                yield name
+
+    _, teleports = read_values_of_pages()
+
+    assert 4 == len(teleports)
+    assert not [name for values in teleports for name in find_unknown(values)]
+    assert ["anonymousTelemetri", "extraLabels.pods"] == list(
+        find_unknown({"anonymousTelemetri": True, "extraLabels": {"pods": {}, "pod": {"a": "b"}}})
+    )
+
+
+def test_values_for_our_chart_are_accepted(tmp_path):
+    """Helm renders the chart with the values of each block."""
+    ours, _ = read_values_of_pages()
+
+    assert 5 == len(ours)
+    for values in ours:
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+        rendered = chart.render("--values", str(tmp_path / "values.yaml"))
+        assert 0 == rendered.returncode, rendered.stderr
+
+
+def test_the_lines_for_tbot_are_the_same_everywhere():
+    """Page, Application of Argo CD, patch and the notes that Helm prints name the same label and variables."""
+    _, teleports = read_values_of_pages()
+    keys = ("anonymousTelemetry", "extraLabels", "extraEnv")
+    whole = [{key: values[key] for key in keys} for values in teleports if "anonymousTelemetry" in values]
+    patch = yaml.safe_load((ROOT / "deploy" / "tbot-patch.yaml").read_text())["spec"]["template"]
+    (container,) = patch["spec"]["containers"]
+    # Helm prints notes only if it installs; the client installs nothing.
+    command = ("install", "otel-tbot", chart.CHART, "--namespace", "otel-tbot", "--dry-run=client")
+    notes = run(chart.HELM, *command).stdout.partition("Values for Teleport's tbot chart:\n")[2]
+
+    assert 2 == len(whole)
+    assert whole[0] == whole[1] == yaml.safe_load(notes)
+    assert patch["metadata"]["labels"] == whole[0]["extraLabels"]["pod"]
+    assert [entry for entry in container["env"] if entry["name"] != "TELEPORT_ANONYMOUS_TELEMETRY"] == whole[0][
+        "extraEnv"
+    ]
+
+
+def to_environ(values, secrets):
+    """The variables of tbot's pod, as Teleport's chart and Kubernetes make them of *values* and of *secrets*."""
+    environ = {"TELEPORT_ANONYMOUS_TELEMETRY": "1"} if values["anonymousTelemetry"] else {}
+    for entry in values["extraEnv"]:
+        if "valueFrom" in entry:
+            reference = entry["valueFrom"]["secretKeyRef"]
+            assert reference["optional"]
+            if reference["name"] in secrets:
+                environ[entry["name"]] = secrets[reference["name"]][reference["key"]]
+        else:
+            # A reference to a variable that is not defined before stays as it is.
+            resolved = re.sub(r"\$\((\w+)\)", lambda found: environ.get(found[1], found[0]), entry["value"])
+            environ[entry["name"]] = resolved
+    return environ
+
+
+def test_a_tbot_with_these_values_reports_and_without_the_secret_only_logs(reporter, tmp_path):
+    """With the Secret one event leaves; without it tbot ends as usual, its report failed, and nothing leaves."""
+    values = next(values for values in read_values_of_pages()[1] if "anonymousTelemetry" in values)
+    prefix = "0123456789abcdef0123456789abcdef"
+    (tmp_path / "prefix").write_text(prefix)
+    with OtlpHttpServer() as server:
+        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "10000"}
+        with BridgeProcess(settings, "--path-prefix-file", str(tmp_path / "prefix")) as bridge:
+            finished = []
+            for secrets in ({"otel-tbot-prefix": {"prefix": prefix}}, {}):
+                environ = to_environ(values, secrets)
+                address = environ["TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"]
+                assert address.startswith("http://otel-tbot.otel-tbot.svc/")
+                environ["TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"] = address.replace(
+                    "http://otel-tbot.otel-tbot.svc", bridge.url
+                )
+                finished.append(run(reporter, "start", "--oneshot", env=environ))
+    lines = [process.stdout.splitlines() for process in finished]
+
+    assert [0, 0] == [process.returncode for process in finished]
+    assert [1, 1] == [len(found) for found in lines]
+    assert lines[0][0].startswith("ok ")
+    assert lines[1][0].startswith("error ")
+    assert 1 == len(server.requests)
+
+
+def test_a_proxy_sees_the_prefix_unless_no_proxy_names_the_cluster(reporter):
+    """Without the page's NO_PROXY, HTTP_PROXY gets the whole address; with it, the report does not go there."""
+    _, teleports = read_values_of_pages()
+    (entry,) = [e for values in teleports for e in values["extraEnv"] if e["name"] == "NO_PROXY"]
+    seen = []
+
+    def reject(connection):
+        seen.append(connection.makefile("rb").readline().decode())
+        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with raw_server(reject) as proxy:
+        for no_proxy in ({}, {"NO_PROXY": entry["value"]}):
+            environ = {
+                "TELEPORT_ANONYMOUS_TELEMETRY": "1",
+                "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": "http://otel-tbot.otel-tbot.svc/the-path-prefix",
+                "HTTP_PROXY": proxy.url,
+                **no_proxy,
+            }
+            assert 0 == run(reporter, "start", "--oneshot", env=environ).returncode
+
+    assert [f"POST http://otel-tbot.otel-tbot.svc/the-path-prefix{PROCEDURE} HTTP/1.1\r\n"] == seen
