@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Batch = Sequence[tuple[TbotStart, int]]
 """Events that are sent together, each with its time in nanoseconds since the epoch by our own clock."""
 
+_JOIN_SECONDS = 0.5
+"""How long `close` waits for a worker; an idle one ends in a millisecond."""
+
 logger = logging.getLogger("otel_tbot")
 
 
@@ -141,7 +144,7 @@ class EventSender:
         """Closes the connection once the batches that were submitted are sent."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.jobs.put(None)
+            worker.end()
 
     def _started(self) -> "_Worker":
         worker = self._worker
@@ -176,10 +179,18 @@ class _Worker:
         self._is_local = is_local
         self._client: OtlpClient | None = None
         self._is_abandoned = False
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts the thread; raises RuntimeError if there can be none."""
-        threading.Thread(target=self._run, name="otel-tbot", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="otel-tbot", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Ends the thread once it has sent what was submitted; waits for that a short time."""
+        self.jobs.put(None)
+        if self._thread is not None:
+            self._thread.join(_JOIN_SECONDS)
 
     def abandon(self) -> None:
         """Ends what is being sent, and then the thread."""
@@ -218,7 +229,7 @@ class _Worker:
 
         if self._client is None:
             encode_request((), signal=self._config.signal, is_local=self._is_local)
-            self._client = OtlpClient(self._config)
+            self._client = OtlpClient(self._config, has_threads=self._thread is not None)
         return self._client
 
     def _send(self, job: _Job) -> Outcome:

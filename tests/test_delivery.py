@@ -482,3 +482,26 @@ def test_an_event_at_the_interpreter_s_end_neither_hangs_nor_raises(code, protoc
         assert (0, "") == (finished.returncode, "" if is_late else finished.stderr)
         assert finished.stdout in ({"accepted", "unreachable"} if is_late else {"accepted"})
         assert (finished.stdout == "accepted") == (len(server.requests) == 1)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_under_gevent_a_silent_collector_costs_a_bounded_time(protocol):
+    """gevent's threads do not run while gRPC waits, so that the call ends by its own timeout."""
+    script = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import otel_tbot\n"
+        "print(otel_tbot.emit(otel_tbot.TbotStart(run_mode='daemon'), deadline_seconds=1).value)"
+    )
+    environ = {CONSENT: "1", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    with silent_server() as silent, OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        for url, outcomes in ((silent.url, {"timed out"}), (server.url, {"accepted"})):
+            finished = subprocess.run(
+                [sys.executable, "-c", script.replace("=1", "=60") if url == server.url else script],
+                env={**environ, ENDPOINT: url},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+
+            assert finished.stdout.strip() in outcomes

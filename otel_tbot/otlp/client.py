@@ -37,12 +37,14 @@ class Transport(Protocol):
 class OtlpClient:
     """Sends requests to the collector that *config* names, each once: a second try could make two events of one.
 
+    *has_threads* is False if this process cannot start threads any more.
+
     Raises:
         OtelTbotError: *config* has no endpoint.
     """
 
-    def __init__(self, config: "OtlpConfig") -> None:
-        self._transport = _build_transport(config)
+    def __init__(self, config: "OtlpConfig", *, has_threads: bool = True) -> None:
+        self._transport = _build_transport(config, has_threads=has_threads)
 
     def send(self, body: bytes, *, deadline: float) -> Result:
         """Sends the serialized request *body* and returns the result, by *deadline* in the time of time.monotonic.
@@ -90,12 +92,12 @@ def suppress_instrumentation() -> Iterator[None]:
         detach(token)
 
 
-def _build_transport(config: "OtlpConfig") -> Transport:
+def _build_transport(config: "OtlpConfig", *, has_threads: bool) -> Transport:
     # Each is imported only if it is used: gRPC alone costs as much as everything else.
     if config.protocol == "grpc":
         from otel_tbot.otlp.grpc_transport import GrpcTransport
 
-        return GrpcTransport(config, user_agent=_USER_AGENT)
+        return GrpcTransport(config, user_agent=_USER_AGENT, has_threads=has_threads)
     from otel_tbot.otlp.http_transport import HttpTransport
 
     return HttpTransport(config, user_agent=_USER_AGENT)

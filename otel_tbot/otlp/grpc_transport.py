@@ -30,19 +30,23 @@ _OUTCOMES: Final = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMED_OUT,
 }
 
-_GEVENT_TIMEOUT_SECONDS: Final = 10
-"""Under gevent, whose threads do not run while gRPC waits, only a timeout on the call itself ends it. A constant."""
+_CALL_TIMEOUT_SECONDS: Final = 10
+"""The timeout on the call itself, if no thread of Python's can end it. A constant, since the collector is told it."""
 
 
 class GrpcTransport:
-    """One channel to one collector, made when it is needed."""
+    """One channel to one collector, made when it is needed.
 
-    def __init__(self, config: "OtlpConfig", *, user_agent: str) -> None:
+    Without *has_threads*, because the interpreter is ending, the call waits in this thread and ends by its own timeout.
+    """
+
+    def __init__(self, config: "OtlpConfig", *, user_agent: str, has_threads: bool = True) -> None:
         if config.endpoint is None:
             raise OtelTbotError("; ".join(config.warnings))
         self._config = config
         self._endpoint = config.endpoint
         self._user_agent = user_agent
+        self._has_threads = has_threads and not _is_gevent()
         self._is_abandoned = False
         self._channel: grpc.Channel | None = None
         self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] | None = None
@@ -50,14 +54,9 @@ class GrpcTransport:
     def send(self, body: bytes, deadline: float) -> Result:
         """Sends *body* and returns the result; *deadline* is in the time of time.monotonic."""
         export = self._export = self._export or self._connect()
-        # The deadline is kept here and not sent: how much of it is left tells how fast this machine is.
-        call = export.future(body, metadata=self._config.headers, timeout=_call_timeout())
         try:
-            response = call.result(timeout=max(deadline - time.monotonic(), 0.001))
-        except grpc.FutureTimeoutError:
-            call.cancel()
-            return Result(outcome=Outcome.TIMED_OUT)
-        except grpc.FutureCancelledError:
+            response = self._call(export, body, deadline)
+        except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
             return Result(outcome=Outcome.TIMED_OUT)
         except grpc.RpcError as error:
             code = error.code()
@@ -68,6 +67,17 @@ class GrpcTransport:
                 self.close()
             return Result(outcome=_OUTCOMES.get(code, Outcome.REFUSED), status=f"gRPC status {code.name}")
         return Result(outcome=parse_protobuf(response, signal=self._config.signal), status="gRPC status OK")
+
+    def _call(self, export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]", body: bytes, deadline: float) -> bytes:
+        if not self._has_threads:
+            return export(body, metadata=self._config.headers, timeout=_CALL_TIMEOUT_SECONDS)
+        # The deadline is kept here and not sent: how much of it is left tells how fast this machine is.
+        call = export.future(body, metadata=self._config.headers)
+        try:
+            return call.result(timeout=max(deadline - time.monotonic(), 0.001))
+        except grpc.FutureTimeoutError:
+            call.cancel()
+            raise
 
     def abandon(self) -> None:
         """Ends a `send` that another thread is in: it returns soon. The transport is not used again."""
@@ -109,6 +119,7 @@ class GrpcTransport:
         return self._channel.unary_unary(_METHODS[self._config.signal])
 
 
-def _call_timeout() -> float | None:
+def _is_gevent() -> bool:
+    """Returns whether threads are gevent's, which do not run while gRPC waits."""
     monkey = sys.modules.get("gevent.monkey")
-    return _GEVENT_TIMEOUT_SECONDS if monkey is not None and monkey.is_module_patched("threading") else None
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
