@@ -19,16 +19,29 @@ help: ## Show this
 demo: $(VENV)/.installed ## Show the whole way on this machine: one start opted in, one not
 	@$(BIN)/otel-tbot demo
 
+# With TESTS, pytest gets them as they are, and nothing is built unless they name tests of the collector.
 .PHONY: test
-test: $(VENV)/.developed $(VENV)/.proto ## Run every test, against the real OpenTelemetry Collector where Go is there
-	@if command -v go >/dev/null; then \
-	  $(MAKE) --no-print-directory collector reporter; \
-	  $(MAKE) --no-print-directory --keep-going backends chart || echo "a back end was not built: its tests are skipped"; \
-	fi
+test: $(VENV)/.developed $(if $(TESTS),$(if $(findstring collector,$(TESTS)),programs),$(VENV)/.proto programs) ## Run every test that needs no other back end, or TESTS="tests/test_event.py" alone
+ifdef TESTS
+	$(BIN)/python -m pytest $(TESTS)
+else
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
+	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal
 	@$(BIN)/python -m coverage combine --quiet
-	$(if $(TESTS),,@$(BIN)/python -m coverage report)
+	@$(BIN)/python -m coverage report
+endif
+
+.PHONY: test-backends
+test-backends: $(VENV)/.developed programs backends chart ## Run the tests that need Prometheus, Jaeger or Helm, and Loki if LOKI=/path is set
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m backends
+
+.PHONY: programs
+programs: ## Build what `make test` runs, once: the Collector, VictoriaLogs and the Go reporter, which stands for tbot
+	@if command -v go >/dev/null; then \
+	  $(MAKE) --no-print-directory collector build/backends/victorialogs reporter; \
+	else \
+	  echo "Go is not installed: the tests that need a program built with it are skipped"; \
+	fi
 
 .PHONY: proof
 proof: $(VENV)/.developed reporter ## Try every promise of docs/privacy.md against the built wheel, and print a table
@@ -89,7 +102,7 @@ bench: $(VENV)/.developed collector reporter ## Measure everything into benchmar
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(FIGURES)
 
-BACKENDS := prometheus jaeger
+PACKAGE_victorialogs := github.com/VictoriaMetrics/VictoriaLogs/app/victoria-logs
 PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
 
@@ -107,10 +120,10 @@ build/promtool: go/backends/prometheus/go.mod go/backends/prometheus/go.sum
 	cd go/backends/prometheus && go build -o ../../../build/promtool github.com/prometheus/prometheus/cmd/promtool
 
 .PHONY: backends
-backends: $(BACKENDS:%=build/backends/%) ## Build Prometheus and Jaeger, against which the collector kit is tested
+backends: build/backends/prometheus build/backends/jaeger ## Build Prometheus and Jaeger for `make test-backends`, once
 
 build/backends/%: go/backends/%/go.mod go/backends/%/go.sum
-	@echo "building $*: a few minutes, once"
+	@echo "building $*, once"
 	@mkdir -p build/backends
 	cd go/backends/$* && go build -o ../../../build/backends/$* $(PACKAGE_$*)
 
@@ -137,7 +150,7 @@ test-install: build $(VENV)/.developed ## Install the wheel into empty environme
 .PHONY: test-lowest
 test-lowest: ## Run every test on the lowest versions that pyproject.toml declares
 	@$(MAKE) --no-print-directory VENV=$(VENV)-lowest $(VENV)-lowest/.lowered
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory collector reporter; fi
+	@$(MAKE) --no-print-directory programs
 	$(VENV)-lowest/bin/python -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
 
 .PHONY: clean

@@ -119,6 +119,7 @@ class ScrapingPrometheus(Prometheus):
         return arguments
 
 
+@pytest.mark.backends
 def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
     """A real Prometheus that scrapes a real collector answers every query about collectors, failed sends included."""
     queries = {
@@ -132,7 +133,7 @@ def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
     prometheus.targets = [f"127.0.0.1:{port}"]
     with prometheus:
         # Its answer is 404, so the exporter gives the events up.
-        environ = {"TBOT_LOKI": f"{prometheus.url}/nothing", "TBOT_TELEMETRY_PORT": str(port)}
+        environ = {"TBOT_LOGS": f"{prometheus.url}/nothing", "TBOT_TELEMETRY_PORT": str(port)}
         with KitCollector(otelcol, tmp_path / "one", "guard", "grafana", environ=environ) as collector:
 
             def list_empty():
@@ -145,6 +146,7 @@ def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
     assert 6 == len(queries)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("store", STORES, ids=lambda store: store.name)
 def test_each_health_query_is_valid(store, tmp_path):
     """Prometheus parses the queries of the health row as the dashboard has them."""

@@ -1,8 +1,10 @@
 import re
 import subprocess
+import sys
 import threading
 import uuid
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import requests
@@ -12,7 +14,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tests.collector.test_bridge import session_ids_of
 from tests.collector.test_guard import an_event, record_of
-from tests.support.otelcol import CONFIG, Collector, KitCollector
+from tests.support.dns_server import DnsServer
+from tests.support.otelcol import CONFIG, Collector, KitCollector, find_free_port, is_up, post, send_over_http
 from tests.support.polling import poll_until
 
 FILES = sorted(
@@ -26,13 +29,13 @@ EVENTS, EVENTS_A_REQUEST = 20_000, 20
 
 
 def head_of(path):
-    """The comment that a file begins with."""
+    """Returns the comment at the beginning of a file."""
     return re.match(r"(?:#.*\n)+", path.read_text()).group()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_a_file_s_head_is_valid(command, otelcol):
-    """The real collector validates what each file says that it runs as, with the defaults."""
+def test_every_command_in_a_file_s_first_comment_is_valid(command, otelcol):
+    """The real collector accepts the command lines that each file names, with the defaults."""
     finished = subprocess.run(
         [otelcol, "validate", *command.split()], cwd=CONFIG, capture_output=True, text=True, check=False, timeout=120
     )
@@ -41,14 +44,14 @@ def test_every_command_in_a_file_s_head_is_valid(command, otelcol):
 
 
 def test_every_file_is_in_a_command():
-    """No file is left out of what is validated."""
+    """Every file is part of a command line that is validated."""
     assert FILES
     assert not [path.name for path in FILES if not any(path.name in command for command in COMMANDS)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_variable_is_listed_with_its_default(path):
-    """What a file takes from the environment stands in its head with its default, and nothing else does."""
+    """A file's first comment lists the variables that it reads, with their defaults, and no others."""
     text = path.read_text()
     used = set(re.findall(r"\$\{env:(\w+):-([^}]+)\}", text))
     listed = {(name, default) for name, default in re.findall(r"^#   (TBOT_\w+) +(\S+)", head_of(path), re.MULTILINE)}
@@ -59,9 +62,9 @@ def test_every_variable_is_listed_with_its_default(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_guard_stands_last_in_every_pipeline(path):
-    """No processor comes behind it."""
+    """In every pipeline of events, the guard's processors are the last three, in order."""
     pipelines = yaml.safe_load(path.read_text()).get("service", {}).get("pipelines", {})
-    # What is counted is the collector's own, and holds no record.
+    # The pipeline of metrics carries the collector's counts, not events.
     guarded = [pipeline for name, pipeline in pipelines.items() if not name.startswith("metrics")]
 
     assert all(GUARD == pipeline["processors"][-3:] for pipeline in guarded)
@@ -70,7 +73,7 @@ def test_the_guard_stands_last_in_every_pipeline(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_nothing_listens_beyond_loopback_without_tls(path):
-    """Every address is one of loopback, or is that of a file that brings TLS."""
+    """Every address is on loopback, or in a file that requires a client certificate."""
     text = path.read_text()
 
     assert "0.0.0.0" not in text or "client_ca_file" in text
@@ -78,7 +81,7 @@ def test_nothing_listens_beyond_loopback_without_tls(path):
 
 
 class Fleet:
-    """An agent, a gateway and, behind them, a collector with a file."""
+    """An agent, a gateway and, as the back end, a collector that writes to a file."""
 
     def __init__(self, program, folder, *, overlays=(), environ=None):
         self._program, self._folder, self._overlays, self._more = program, folder, overlays, environ or {}
@@ -89,7 +92,7 @@ class Fleet:
             self.behind = started.enter_context(Collector(self._program, self._folder / "behind"))
             backend = f"http://127.0.0.1:{self.behind.ports['http/protobuf']}"
             self.gateway = started.enter_context(self._build("gateway", TBOT_BACKEND=backend))
-            # By a name that the certificates hold.
+            # Use the name that is in the certificates.
             address = self.gateway.environ["TBOT_GATEWAY_LISTEN"].replace("127.0.0.1", "localhost")
             self.agent = started.enter_context(self._build("agent", TBOT_GATEWAY=address))
             self._started = started.pop_all()
@@ -104,7 +107,7 @@ class Fleet:
 
 
 def a_request_of_many():
-    """A request with EVENTS_A_REQUEST honest events, and their session ids."""
+    """Returns a request with EVENTS_A_REQUEST honest events, and their session ids."""
     request, _ = an_event("log")
     records = request.resource_logs[0].scope_logs[0].log_records
     first = ExportLogsServiceRequest()
@@ -119,27 +122,10 @@ def a_request_of_many():
     return request.SerializeToString(), ids
 
 
-def post(url, body, *, path="/v1/logs"):
-    """Whether the collector at *url* accepted a request."""
-    try:
-        headers = {"Content-Type": "application/x-protobuf"}
-        return requests.post(url + path, data=body, headers=headers, timeout=60).ok
-    except requests.RequestException:
-        return False
+def test_every_accepted_event_arrives_although_agent_and_gateway_are_killed(otelcol, tmp_path):
+    """Of 20,000 accepted events, none is lost; at most the batches in flight at a kill arrive twice.
 
-
-def answers(url):
-    """Whether *url* answers with success."""
-    try:
-        return requests.get(url, timeout=60).ok
-    except requests.RequestException:
-        return False
-
-
-def test_what_an_agent_accepted_arrives_though_each_is_killed(otelcol, tmp_path):
-    """20,000 accepted events, agent and gateway each killed in turn: none is lost, twice at most what was under way.
-
-    What is under way is a batch of the agent's queue (2,048 at most) or of the gateway's (8,192), a kill.
+    Agent and gateway are each killed twice. A batch has at most 2,048 events at the agent and 8,192 at the gateway.
     """
     accepted, refused = set(), set()
     with Fleet(otelcol, tmp_path) as fleet:
@@ -152,7 +138,7 @@ def test_what_an_agent_accepted_arrives_though_each_is_killed(otelcol, tmp_path)
                 with lock:
                     (accepted if is_accepted else refused).update(ids)
                 if not is_accepted:
-                    poll_until(lambda: answers(fleet.agent.health), waiting_for="the agent's return")
+                    poll_until(lambda: is_up(fleet.agent.health), waiting_for="the agent to be up again")
 
         senders = [threading.Thread(target=send) for _ in range(4)]
         for sender in senders:
@@ -170,7 +156,7 @@ def test_what_an_agent_accepted_arrives_though_each_is_killed(otelcol, tmp_path)
             sender.join()
         poll_until(
             lambda: accepted <= set(session_ids_of(fleet.behind)),
-            waiting_for="every accepted event behind the gateway",
+            waiting_for="every accepted event at the back end",
             deadline_seconds=300,
         )
         arrived = session_ids_of(fleet.behind)
@@ -182,8 +168,8 @@ def test_what_an_agent_accepted_arrives_though_each_is_killed(otelcol, tmp_path)
     assert twice <= 2 * 2048 + 2 * 8192
 
 
-def test_agent_and_gateway_meet_with_certificates_of_both(otelcol, tmp_path):
-    """With the mTLS files layered on top an event goes through; health and own metrics answer on loopback."""
+def test_agent_and_gateway_check_each_other_s_certificate(otelcol, tmp_path):
+    """With the files for mTLS, events arrive; health check and the collector's metrics answer on loopback."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     environ = {}
@@ -206,8 +192,8 @@ def test_agent_and_gateway_meet_with_certificates_of_both(otelcol, tmp_path):
     assert sorted(ids) == sorted(session_ids_of(fleet.behind))
 
 
-def test_an_agent_of_another_authority_is_turned_away(otelcol, tmp_path):
-    """Without a certificate of the fleet's nothing gets into the gateway; it waits on the agent's disk."""
+def test_a_gateway_rejects_an_agent_of_another_authority(otelcol, tmp_path):
+    """Without a certificate of the fleet's authority, no event reaches the back end; it stays on the agent's disk."""
     fleet_authority, other = trustme.CA(), trustme.CA()
     environ = {}
     for name, issuer, trusted in (("gateway", fleet_authority, fleet_authority), ("agent", other, fleet_authority)):
@@ -223,6 +209,39 @@ def test_an_agent_of_another_authority_is_turned_away(otelcol, tmp_path):
     with Fleet(otelcol, tmp_path, overlays=("mtls",), environ=environ) as fleet:
         body, _ = a_request_of_many()
         assert post(fleet.agent.url, body)
-        poll_until(lambda: "Exporting failed" in fleet.agent.log(), waiting_for="the refusal")
+        poll_until(lambda: "Exporting failed" in fleet.agent.log(), waiting_for="the rejection")
 
         assert not session_ids_of(fleet.behind)
+
+
+def has_arrived(session_id, stores):
+    """Returns whether the event of *session_id* is in one of *stores*."""
+    return any(session_id in session_ids_of(store) for store in stores)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has loopback addresses other than 127.0.0.1")
+def test_an_agent_spreads_events_over_the_gateways_of_one_name(otelcol, tmp_path):
+    """Two gateways behind one name each get events of one agent, and together all of them, each once."""
+    port = find_free_port()
+    with ExitStack() as started:
+        dns = started.enter_context(DnsServer(["127.0.0.2", "127.0.0.3"]))
+        stores = []
+        for name, address in (("one", "127.0.0.2"), ("two", "127.0.0.3")):
+            folder = tmp_path / f"behind-{name}"
+            folder.mkdir()
+            stores.append(started.enter_context(Collector(otelcol, folder)))
+            environ = {
+                "TBOT_GATEWAY_LISTEN": f"{address}:{port}",
+                "TBOT_BACKEND": f"http://127.0.0.1:{stores[-1].ports['http/protobuf']}",
+            }
+            started.enter_context(KitCollector(otelcol, tmp_path / name, "guard", "gateway", environ=environ))
+        target = {"TBOT_GATEWAY": f"dns://{dns.address}/gateways.example:{port}"}
+        agent = started.enter_context(KitCollector(otelcol, tmp_path / "agent", "guard", "agent", environ=target))
+        sent, shares = [], []
+        while not all(shares) or not shares:
+            assert len(sent) < 200, shares
+            sent += send_over_http(agent, "log", [{"run_mode": "daemon"}])
+            poll_until(partial(has_arrived, sent[-1], stores), waiting_for="the last event")
+            shares = [session_ids_of(store) for store in stores]
+
+    assert sorted(sent) == sorted(shares[0] + shares[1])

@@ -25,7 +25,7 @@ SWITCHES_ON_BY_DEFAULT = {"collector.enabled", "networkPolicy.enabled", "podDisr
 IDENTITY = "host-71c4"
 
 
-pytestmark = pytest.mark.usefixtures("helm", "promtool")
+pytestmark = [pytest.mark.backends, pytest.mark.usefixtures("helm", "promtool")]
 
 
 def run(*command, **options):

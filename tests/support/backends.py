@@ -1,4 +1,8 @@
-"""The real back ends, built from Go modules by `make backends`: Prometheus, Loki and Jaeger, on free loopback ports."""
+"""Starts the real back ends on free loopback ports: VictoriaLogs, Prometheus and Jaeger as built here, and Loki.
+
+`make programs` and `make backends` build them. PROMETHEUS=/path and the like name another program to use. Loki is under
+the AGPL, so this repository does not build it: its tests run only if LOKI names a program.
+"""
 
 import json
 import os
@@ -11,36 +15,32 @@ import pytest
 import requests
 import yaml
 
-from tests.support.checkout import ROOT
+from tests.support.checkout import ROOT, skip_or_fail
 from tests.support.otelcol import find_free_port
 from tests.support.polling import poll_until
 
-PROGRAMS = ROOT / "build" / "backends"
-
 
 class Backend(ABC):
-    """One back end; `urls` has what collectors and queries need, once it is ready."""
+    """One back end; `url` is the address of its API, once it is ready."""
 
     name = ""
     ports = 1
     ready = ""
 
     def __init__(self, folder: Path) -> None:
+        self._program = self.find_program()
         self._folder = folder / self.name
         self._folder.mkdir()
-        # LOKI=/path and the like use another program.
-        self.program = Path(os.environ.get(self.name.upper(), PROGRAMS / self.name))
-        if not self.program.exists():
-            pytest.skip(f"{self.name} was not built: see `make backends`")
 
     def __enter__(self) -> Self:
+        # Another process may take a free port before the back end binds it; then try others.
         for _ in range(10):
             ports = [find_free_port() for _ in range(self.ports)]
             self.url = f"http://127.0.0.1:{ports[0]}"
             arguments = self.configure(ports)
             with (self._folder / "log").open("w") as log:
                 self._process = subprocess.Popen(
-                    [str(self.program), *arguments],
+                    [str(self._program), *arguments],
                     cwd=self._folder,
                     stdout=log,
                     stderr=log,
@@ -59,22 +59,37 @@ class Backend(ABC):
         self._process.kill()
         self._process.wait()
 
+    def find_program(self) -> Path:
+        """Returns the path of the program; skips or fails the test if it was not built."""
+        program = Path(os.environ.get(self.name.upper()) or ROOT / "build" / "backends" / self.name)
+        if not program.exists():
+            skip_or_fail(f"{self.name} was not built: run `make programs backends`, which needs Go")
+        return program
+
     @abstractmethod
     def configure(self, ports: list[int]) -> list[str]:
-        """Writes what it needs into its folder; its arguments."""
+        """Writes the configuration into the back end's folder; returns the program's arguments."""
+
+    @abstractmethod
+    def environ(self) -> dict[str, str]:
+        """Returns the variables that make a collector of the kit send here."""
 
     def write(self, configuration: object) -> str:
-        """The path of a file with *configuration*."""
+        """Returns the path of a file with *configuration*."""
         path = self._folder / "configuration.yaml"
         path.write_text(yaml.safe_dump(configuration))
         return str(path)
 
+    def fetch(self, path: str, **parameters: Any) -> requests.Response:
+        """Returns the response to a query; fails with what the back end says if it is an error."""
+        response = requests.get(self.url + path, params=parameters, timeout=60)
+        if not response.ok:
+            raise AssertionError(f"{self.name} {path} {parameters}: {response.status_code} {response.text[:500]}")
+        return response
+
     def get(self, path: str, **parameters: Any) -> Any:
-        """The answer to a query, as JSON."""
-        answer = requests.get(self.url + path, params=parameters, timeout=60)
-        if not answer.ok:
-            raise AssertionError(f"{self.name} {path} {parameters}: {answer.status_code} {answer.text[:500]}")
-        return answer.json()
+        """Returns the JSON of the response to a query."""
+        return self.fetch(path, **parameters).json()
 
     def _is_ready(self) -> bool:
         try:
@@ -83,8 +98,32 @@ class Backend(ABC):
             return False
 
 
+class VictoriaLogs(Backend):
+    """VictoriaLogs, which receives log records over OTLP/HTTP and has a web page inside."""
+
+    name = "victorialogs"
+    ready = "/health"
+
+    def configure(self, ports: list[int]) -> list[str]:
+        return [
+            f"-httpListenAddr=127.0.0.1:{ports[0]}",
+            "-storageDataPath=data",
+            # By default, it drops records that are older than a week, which some tests send.
+            "-retentionPeriod=100y",
+            "-inmemoryDataFlushInterval=1s",
+        ]
+
+    def environ(self) -> dict[str, str]:
+        return {"TBOT_LOGS": f"{self.url}/insert/opentelemetry"}
+
+    def query_logs(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Returns the rows that *query*, in LogsQL, finds; VictoriaLogs writes each value as a string."""
+        rows = self.fetch("/select/logsql/query", query=query, **parameters).text.splitlines()
+        return [json.loads(row) for row in rows]
+
+
 class Prometheus(Backend):
-    """Prometheus, which takes metrics by OTLP."""
+    """Prometheus, which receives metrics over OTLP/HTTP."""
 
     name = "prometheus"
     ready = "/-/ready"
@@ -96,20 +135,24 @@ class Prometheus(Backend):
         return [f"--config.file={path}", storage, listen, "--web.enable-otlp-receiver"]
 
     def environ(self) -> dict[str, str]:
-        """What grafana.yaml needs."""
         return {"TBOT_PROMETHEUS": f"{self.url}/api/v1/otlp"}
 
     def query(self, expression: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The result of an instant query."""
+        """Returns the result of an instant query."""
         return list(self.get("/api/v1/query", query=expression, **parameters)["data"]["result"])
 
 
 class Loki(Backend):
-    """Loki, in one process, on a folder."""
+    """Loki as one process that stores in a folder, if LOKI names its program."""
 
     name = "loki"
     ports = 2
     ready = "/ready"
+
+    def find_program(self) -> Path:
+        if not os.environ.get("LOKI"):
+            pytest.skip("LOKI=/path/to/loki is not set; this repository does not build Loki, which is under the AGPL")
+        return super().find_program()
 
     def configure(self, ports: list[int]) -> list[str]:
         folder = str(self._folder)
@@ -150,50 +193,22 @@ class Loki(Backend):
         return [f"-config.file={path}"]
 
     def environ(self) -> dict[str, str]:
-        """What grafana.yaml needs."""
-        return {"TBOT_LOKI": f"{self.url}/otlp"}
+        return {"TBOT_LOGS": f"{self.url}/otlp"}
 
     def query(self, expression: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The result of an instant query."""
+        """Returns the result of an instant query."""
         return list(self.get("/loki/api/v1/query", query=expression, **parameters)["data"]["result"])
 
 
-class VictoriaLogs(Backend):
-    """VictoriaLogs, which takes log records by OTLP and has a web page inside."""
-
-    name = "victorialogs"
-    ready = "/health"
-
-    def configure(self, ports: list[int]) -> list[str]:
-        folder = f"-storageDataPath={self._folder / 'data'}"
-        return [
-            f"-httpListenAddr=127.0.0.1:{ports[0]}",
-            folder,
-            "-retentionPeriod=100y",
-            "-inmemoryDataFlushInterval=1s",
-        ]
-
-    def environ(self) -> dict[str, str]:
-        """Returns what grafana.yaml needs."""
-        return {"TBOT_LOKI": f"{self.url}/insert/opentelemetry"}
-
-    def query_logs(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Returns the events that *query* finds."""
-        answer = requests.get(f"{self.url}/select/logsql/query", params={"query": query, **parameters}, timeout=60)
-        if not answer.ok:
-            raise AssertionError(f"{query}: {answer.status_code} {answer.text[:500]}")
-        return [json.loads(line) for line in answer.text.splitlines()]
-
-
 class Jaeger(Backend):
-    """Jaeger, with its storage in memory."""
+    """Jaeger 2, which stores traces in memory."""
 
     name = "jaeger"
     ports = 3
     ready = "/api/services"
 
     def configure(self, ports: list[int]) -> list[str]:
-        self.otlp = f"127.0.0.1:{ports[1]}"
+        self._otlp = f"127.0.0.1:{ports[1]}"
         path = self.write(
             {
                 "service": {
@@ -209,12 +224,11 @@ class Jaeger(Backend):
                         "grpc": {"endpoint": f"127.0.0.1:{ports[2]}"},
                     },
                 },
-                "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": self.otlp}}}},
+                "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": self._otlp}}}},
                 "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
             }
         )
         return ["--config", path]
 
     def environ(self) -> dict[str, str]:
-        """What jaeger.yaml and grafana.yaml need."""
-        return {"TBOT_TRACES": self.otlp}
+        return {"TBOT_TRACES": self._otlp}

@@ -1,16 +1,28 @@
-"""The real OpenTelemetry Collector on free loopback ports, and what it wrote."""
+"""Starts the real OpenTelemetry Collector on free loopback ports, sends events to it and reads what it wrote."""
 
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import grpc
+import requests
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+
+from otel_tbot.event import TbotStart
+from otel_tbot.otlp.encoding import load_encoder
 from tests.support.checkout import ROOT
 from tests.support.polling import poll_until
 
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
 CONFIG = ROOT / "collector-config"
+PATHS = {"log": "/v1/logs", "span": "/v1/traces"}
 
 _CONFIGURATION = """
 receivers:
@@ -29,7 +41,7 @@ service:
 
 
 class OtelcolProcess:
-    """One collector, to be started, killed and started again with the same *arguments*; its log is in *folder*."""
+    """One collector that can be started again after its end, with the same *arguments*; its log is in *folder*."""
 
     def __init__(self, program: str, arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> None:
         self._command = [program, *arguments]
@@ -37,7 +49,7 @@ class OtelcolProcess:
         self.environ = dict(environ)
 
     def start(self) -> bool:
-        """Starts it and waits until it is ready; False where it ended instead, because a port was taken, say."""
+        """Starts it and waits until it is ready; returns False if it ended instead, for example if a port is taken."""
         with self._log_path.open("w") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self.environ)
         poll_until(
@@ -48,28 +60,28 @@ class OtelcolProcess:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The id of its process."""
         return self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Ends it by SIGKILL."""
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """SIGTERM, and its end."""
+        """Ends it by SIGTERM, and waits for its end."""
         self._process.terminate()
         self._process.wait()
 
     def log(self) -> str:
-        """What it wrote since its last start."""
+        """Returns what it wrote to its log since its last start."""
         return self._log_path.read_text()
 
 
 class KitCollector(OtelcolProcess):
-    """A collector with the *files* of collector-config/, and *more* arguments, on free loopback ports.
+    """A collector with the *files* of collector-config/ and *more* arguments.
 
-    Each variable of the files that holds an address or a port gets a free one in `environ`, unless *environ* has it.
+    `environ` has a free loopback port for each address or port that the files take, unless *environ* gives one.
     """
 
     def __init__(
@@ -86,7 +98,7 @@ class KitCollector(OtelcolProcess):
         super().__init__(program, [*arguments, *more], folder, {})
 
     def __enter__(self) -> Self:
-        # A port found free may be taken by the time the collector binds it: then other ones are tried.
+        # Another process may take a free port before the collector binds it; then try others.
         for _ in range(10):
             addresses = ("TBOT_OTLP_HTTP", "TBOT_OTLP_GRPC", "TBOT_GATEWAY_LISTEN", "TBOT_HEALTH")
             self.environ = {
@@ -103,17 +115,17 @@ class KitCollector(OtelcolProcess):
 
     @property
     def url(self) -> str:
-        """Where it takes OTLP over HTTP."""
+        """Its address for OTLP over HTTP."""
         return f"http://{self.environ['TBOT_OTLP_HTTP']}"
 
     @property
     def health(self) -> str:
-        """Its health check."""
+        """The address of its health check."""
         return f"http://{self.environ['TBOT_HEALTH']}/"
 
     @property
     def telemetry(self) -> str:
-        """Its own metrics."""
+        """The address of its own metrics."""
         return f"http://127.0.0.1:{self.environ['TBOT_TELEMETRY_PORT']}/metrics"
 
 
@@ -126,7 +138,7 @@ class Collector:
         self.path = folder / "accepted.jsonl"
 
     def __enter__(self) -> Self:
-        # A port found free may be taken by the time the collector binds it: then other ones are tried.
+        # Another process may take a free port before the collector binds it; then try others.
         for _ in range(10):
             self.ports = {"http/protobuf": find_free_port(), "grpc": find_free_port()}
             configuration = _CONFIGURATION.format(
@@ -143,7 +155,7 @@ class Collector:
         self._process.stop()
 
     def environ(self, protocol: str, signal: str) -> dict[str, str]:
-        """The settings that send *signal* here over *protocol*."""
+        """Returns the settings that send *signal* here over *protocol*."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.ports[protocol]}",
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
@@ -151,23 +163,65 @@ class Collector:
         }
 
     def requests(self) -> list[dict[str, Any]]:
-        """All that was accepted and written so far; the file is written line by line, the last may be unfinished."""
+        """Returns every request that was accepted and written so far; the last line of the file may be unfinished."""
         text = self.path.read_text() if self.path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def wait_for_session(self, session_id: str) -> None:
-        """Waits until the event of *session_id* is in the file; all that was accepted before it is there by then."""
+        """Waits until the event of *session_id* is in the file, and with it every event that was accepted before."""
         poll_until(lambda: session_id in json.dumps(self.requests()), waiting_for=f"session {session_id} in the file")
 
 
+def post(url: str, body: bytes, *, path: str = "/v1/logs") -> bool:
+    """Posts a request to the collector at *url*; returns whether it was accepted."""
+    try:
+        headers = {"Content-Type": "application/x-protobuf"}
+        return requests.post(url + path, data=body, headers=headers, timeout=60).ok
+    except requests.RequestException:
+        return False
+
+
+def is_up(url: str) -> bool:
+    """Returns whether a GET of *url* succeeds."""
+    try:
+        return requests.get(url, timeout=60).ok
+    except requests.RequestException:
+        return False
+
+
+def send_over_http(collector: KitCollector, signal: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sends each event, now, to a collector of the kit as a sender does; returns their session ids."""
+    prepared, ids = _to_requests(signal, events)
+    for request in prepared:
+        if not post(collector.url, request.SerializeToString(), path=PATHS[signal]):
+            raise AssertionError(collector.log())
+    return ids
+
+
+def send_over_grpc(collector: KitCollector, signal: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sends each event, now, to a gateway as an agent does; returns their session ids."""
+    prepared, ids = _to_requests(signal, events)
+    with grpc.insecure_channel(collector.environ["TBOT_GATEWAY_LISTEN"]) as channel:
+        stub = TraceServiceStub(channel) if signal == "span" else LogsServiceStub(channel)  # type: ignore[no-untyped-call]  # as generated
+        for request in prepared:
+            stub.Export(request, timeout=60)
+    return ids
+
+
+def _to_requests(signal: str, events: Sequence[Mapping[str, Any]]) -> "tuple[list[Message], list[str]]":
+    sent = [TbotStart(**fields) for fields in events]
+    encode = load_encoder(signal, is_local=True)
+    return [encode([(event, time.time_ns())]) for event in sent], [event.session_id for event in sent]
+
+
 def find_free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
+    """Returns a loopback port on which no process listens at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def to_values(attributes: list[dict[str, Any]]) -> Mapping[str, tuple[str, Any]]:
-    """OTLP/JSON attributes as key to (type, value); a key that occurs twice fails."""
+    """Returns OTLP/JSON attributes as {key: (type, value)}; fails if a key occurs twice."""
     values = {attribute["key"]: next(iter(attribute["value"].items())) for attribute in attributes}
     if len(values) != len(attributes):
         raise AssertionError(f"a key occurs twice: {[attribute['key'] for attribute in attributes]}")
