@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
-from otel_tbot.exporters.records import SCOPE
-from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
+from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES, SCOPE_NAME
 from tools import ROOT
 
 GUARD: Final = ROOT / "collector-config" / "guard.yaml"
@@ -79,7 +78,7 @@ def to_resource_statements() -> list[str]:
 def to_scope_statements() -> list[str]:
     """Returns the statements that leave nothing on a scope but what the package's own scope has."""
     return [
-        f'set(scope.name, "{SCOPE.name}")',
+        f'set(scope.name, "{SCOPE_NAME}")',
         f'set(scope.version, "") where not IsMatch(scope.version, "{_to_pattern(_SDK_VERSION)}")',
         "keep_keys(scope.attributes, [])",
         "set(scope.dropped_attributes_count, 0)",

@@ -23,7 +23,7 @@ SOON = [
     ids=["collectors", "gateways"],
 )
 def test_two_collectors_count_under_their_own_names(files, send, otelcol, tmp_path):
-    """Each count has the collector's name, run mode, join method and version as labels, and nothing of a tbot's host."""
+    """Each count has the collector's name, run mode, join method and version as its labels, and no others."""
     with ExitStack() as started:
         prometheus = started.enter_context(Prometheus(tmp_path))
         for name, starts in (("one", 3), ("two", 4)):

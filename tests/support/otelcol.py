@@ -14,12 +14,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServ
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from otel_tbot.event import TbotStart
-from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.otlp.encoding import encode_request
 from tests.support.checkout import ROOT
 from tests.support.polling import poll_until
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from otel_tbot.settings import Signal
 
 CONFIG = ROOT / "collector-config"
 PATHS = {"log": "/v1/logs", "span": "/v1/traces"}
@@ -189,7 +191,7 @@ def is_up(url: str) -> bool:
         return False
 
 
-def send_over_http(collector: KitCollector, signal: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
+def send_over_http(collector: KitCollector, signal: "Signal", events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sends each event, now, to a collector of the kit as a sender does; returns their session ids."""
     prepared, ids = _to_requests(signal, events)
     for request in prepared:
@@ -198,7 +200,7 @@ def send_over_http(collector: KitCollector, signal: str, events: Sequence[Mappin
     return ids
 
 
-def send_over_grpc(collector: KitCollector, signal: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
+def send_over_grpc(collector: KitCollector, signal: "Signal", events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sends each event, now, to a gateway as an agent does; returns their session ids."""
     prepared, ids = _to_requests(signal, events)
     with grpc.insecure_channel(collector.environ["TBOT_GATEWAY_LISTEN"]) as channel:
@@ -208,10 +210,10 @@ def send_over_grpc(collector: KitCollector, signal: str, events: Sequence[Mappin
     return ids
 
 
-def _to_requests(signal: str, events: Sequence[Mapping[str, Any]]) -> "tuple[list[Message], list[str]]":
+def _to_requests(signal: "Signal", events: Sequence[Mapping[str, Any]]) -> "tuple[list[Message], list[str]]":
     sent = [TbotStart(**fields) for fields in events]
-    encode = load_encoder(signal, is_local=True)
-    return [encode([(event, time.time_ns())]) for event in sent], [event.session_id for event in sent]
+    prepared = [encode_request([(event, time.time_ns())], signal=signal, is_local=True) for event in sent]
+    return prepared, [event.session_id for event in sent]
 
 
 def find_free_port() -> int:
