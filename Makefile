@@ -1,4 +1,4 @@
-# Everything a user, contributor or CI runs; each target sets up what it needs inside this checkout.
+# The commands that users, contributors and CI run. Each target installs and builds what it needs in this checkout.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,20 +8,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILDER_VERSION := v0.161.0
-# Bytecode and Go's caches are where the user has them; only what is built here is in build/.
+# Go keeps its caches in the user's folder; build/ has only the programs.
 COLLECTOR := build/collector/otelcol
 
 .PHONY: help
-help: ## Show this
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
-demo: $(VENV)/.installed ## Show the whole way on this machine: one start opted in, one not
+demo: $(VENV)/.installed ## Show how an event travels on this machine: one start opts in, another does not
 	@$(BIN)/otel-tbot demo
 
-# With TESTS, pytest gets them as they are, and nothing is built unless they name tests of the collector.
+# TESTS holds arguments for pytest. With it, nothing is built unless it names tests of the collector.
 .PHONY: test
-test: $(VENV)/.developed $(if $(TESTS),$(if $(findstring collector,$(TESTS)),programs),$(VENV)/.proto programs) ## Run every test that needs no other back end, or TESTS="tests/test_event.py" alone
+test: $(VENV)/.developed $(if $(TESTS),$(if $(findstring collector,$(TESTS)),programs),$(VENV)/.proto programs) ## Run all tests except those of `make test-backends`, or only TESTS="tests/test_event.py"
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
 else
@@ -32,11 +32,11 @@ else
 endif
 
 .PHONY: test-backends
-test-backends: $(VENV)/.developed programs backends chart ## Run the tests that need Prometheus, Jaeger or Helm, and Loki if LOKI=/path is set
+test-backends: $(VENV)/.developed programs backends chart ## Run the tests that need Prometheus, Jaeger, Helm or, if LOKI=/path is set, Loki
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m backends
 
 .PHONY: programs
-programs: ## Build what `make test` runs, once: the Collector, VictoriaLogs and the Go reporter, which stands for tbot
+programs: ## Build the programs for `make test`, once: the Collector, VictoriaLogs and a reporter in Go that acts as tbot
 	@if command -v go >/dev/null; then \
 	  $(MAKE) --no-print-directory collector build/backends/victorialogs reporter; \
 	else \
@@ -44,11 +44,11 @@ programs: ## Build what `make test` runs, once: the Collector, VictoriaLogs and 
 	fi
 
 .PHONY: proof
-proof: $(VENV)/.developed reporter ## Try every promise of docs/privacy.md against the built wheel, and print a table
+proof: $(VENV)/.developed reporter ## Test every promise of docs/privacy.md with the built wheel, and print a table
 	@$(BIN)/python -m tests.proof --numprocesses=3 --dist=worksteal $(PROOF)
 
 .PHONY: check
-check: lint types docs-check ## Run every check that runs no product code
+check: lint types docs-check ## Run linters and the type checker, and compare generated files with the code
 
 .PHONY: lint
 lint: $(VENV)/.developed
@@ -62,7 +62,7 @@ types: $(VENV)/.developed
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: $(VENV)/.developed ## Write the generated parts of pages, guard and registry anew from the code
+docs: $(VENV)/.developed ## Generate tables of the docs, the guard, the dashboards and the registry from the code
 	$(BIN)/python -m tools.generate
 
 .PHONY: docs-check
@@ -70,20 +70,20 @@ docs-check: $(VENV)/.developed
 	$(BIN)/python -m tools.generate --check
 
 .PHONY: format
-format: $(VENV)/.developed ## Format the code
+format: $(VENV)/.developed ## Format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
 .PHONY: proto
-proto: $(VENV)/.proto ## Generate the code of tbot's protocol anew
+proto: $(VENV)/.proto ## Generate the Python code of tbot's protocol
 	tools/generate_protocol.sh $(VENV)/proto/bin/python .
 
 .PHONY: collector
-collector: $(COLLECTOR) ## Build the OpenTelemetry Collector from collector-config/builder.yaml (OTELCOL=/path uses another)
+collector: $(COLLECTOR) ## Build the OpenTelemetry Collector from collector-config/builder.yaml; OTELCOL=/path names another one
 
 $(COLLECTOR): collector-config/builder.yaml
 	@if [ -n "$${OTELCOL:-}" ]; then exit 0; fi; \
-	echo "building the OpenTelemetry Collector: a few minutes, once"; \
+	echo "building the OpenTelemetry Collector; this takes a few minutes, once"; \
 	mkdir -p build; \
 	GOBIN="$$PWD/build/bin" go install go.opentelemetry.io/collector/cmd/builder@$(BUILDER_VERSION); \
 	build/bin/builder --config=collector-config/builder.yaml >build/collector.log 2>&1 \
@@ -98,7 +98,7 @@ build/reporter: $(wildcard go/reporter/*.go go/reporter/go.* go/reporter/prehog/
 	cd go/reporter && go build -o ../../build/reporter .
 
 .PHONY: bench
-bench: $(VENV)/.developed collector reporter ## Measure everything into benchmarks/RESULTS.md, or FIGURES="off on" to look
+bench: $(VENV)/.developed collector reporter ## Run all benchmarks and write benchmarks/RESULTS.md, or only print FIGURES="off on"
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(FIGURES)
 
@@ -107,7 +107,7 @@ PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
 
 .PHONY: chart
-chart: build/helm build/promtool ## Build Helm and promtool, with which the chart in deploy/helm/ is tested
+chart: build/helm build/promtool ## Build Helm and promtool for `make test-backends`, once
 
 build/helm: go/helm/go.mod go/helm/go.sum
 	@echo "building Helm: a few minutes, once"
@@ -137,7 +137,7 @@ build/logql/.installed: tests/logql/package.json tests/logql/package-lock.json t
 	@touch $@
 
 .PHONY: build
-build: $(VENV)/.packaged ## Build sdist and wheel into dist/, the wheel from the sdist, and check both
+build: $(VENV)/.packaged ## Build the sdist, and the wheel from it, into dist/, and check both
 	@rm -rf dist
 	$(VENV)/package/bin/python -m build --no-isolation --outdir dist .
 	$(VENV)/package/bin/python -m twine check --strict dist/*
@@ -148,18 +148,18 @@ test-install: build $(VENV)/.developed ## Install the wheel into empty environme
 	$(BIN)/python -m pytest tests/repository/check_install.py
 
 .PHONY: test-lowest
-test-lowest: ## Run every test on the lowest versions that pyproject.toml declares
+test-lowest: ## Run the tests of `make test` with the lowest versions that pyproject.toml declares
 	@$(MAKE) --no-print-directory VENV=$(VENV)-lowest $(VENV)-lowest/.lowered
 	@$(MAKE) --no-print-directory programs
 	$(VENV)-lowest/bin/python -m pytest --numprocesses=3 --dist=worksteal $(TESTS)
 
 .PHONY: clean
-clean: ## Remove everything that was built or installed here
+clean: ## Remove everything that was built or installed in this checkout
 	rm -rf $(VENV) $(VENV)-lowest build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python requirements/run.txt pyproject.toml scripts/otel-tbot
@@ -171,7 +171,7 @@ $(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
 	$(BIN)/python $(PIP_INSTALL) -r requirements/dev.txt
 	@touch $@
 
-# Of its own: the generator needs an older protobuf than the tests run on.
+# A separate environment, because the generator needs an older protobuf than the tests.
 $(VENV)/.proto: $(VENV)/bin/python requirements/proto.txt
 	$(PYTHON) -m venv $(VENV)/proto
 	$(VENV)/proto/bin/python $(PIP_INSTALL) -r requirements/proto.txt
@@ -182,7 +182,7 @@ $(VENV)/.packaged: $(VENV)/bin/python requirements/package.txt
 	$(VENV)/package/bin/python $(PIP_INSTALL) -r requirements/package.txt
 	@touch $@
 
-# What the older versions do not need goes, or it would hide that they miss something.
+# Remove packages that only newer versions need, because they could hide a missing dependency.
 $(VENV)/.lowered: $(VENV)/.developed $(VENV)/.proto requirements/lowest.txt
 	$(BIN)/python $(PIP_INSTALL) --no-deps -r requirements/lowest.txt
 	$(BIN)/python -m pip uninstall --quiet --yes opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common

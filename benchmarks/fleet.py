@@ -82,7 +82,7 @@ def _report_starts(chain: _Chain, seconds: int) -> tuple[list[dict[str, float]],
     """Starts spread over the bridges; what the reporters say of each, and the ids of what was answered with success."""
     loads, files = [], [chain.folder / f"each-{number}" for number in range(len(chain.urls))]
     for url, file in zip(chain.urls, files, strict=True):
-        arguments = ["-address", url, "-count", str(STARTS // len(files)), "-over", f"{seconds}s", "-anew"]
+        arguments = ["-address", url, "-count", str(STARTS // len(files)), "-over", f"{seconds}s", "-new-connections"]
         arguments += ["-connections", str(CONNECTIONS), "-each", str(file)]
         loads.append(subprocess.Popen([str(REPORTER), "load", *arguments], stdout=subprocess.PIPE, text=True))
     totals = [json.loads(process.communicate(timeout=10 * SECONDS)[0]) for process in loads]

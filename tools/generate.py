@@ -1,6 +1,6 @@
-"""`python -m tools.generate [--check]`: writes what pages, guard and registry list anew from the code.
+"""Generates tables of the docs, the guard, the dashboards and the registry from the code.
 
-With --check it fails where they differ.
+`python -m tools.generate [--check]`: with --check it writes nothing, and fails if a file differs from the code.
 """
 
 import re
@@ -22,7 +22,7 @@ _TABLE = re.compile(r"(<!-- ([a-z ]+): `make docs` writes this table -->\n)(.*?)
 
 
 def main() -> int:
-    """0 where every file is true now, 1 where --check found that one was not."""
+    """Writes or compares every file; returns 1 if --check finds a difference, otherwise 0."""
     status = 0
     files = [(page.path, renew_page) for page in read_pages()]
     files += [(dashboards.FOLDER / store.file_name, partial(_renew_dashboard, store)) for store in dashboards.STORES]
@@ -48,12 +48,12 @@ def _renew_dashboard(store: dashboards.Store, _: str) -> str:
 
 
 def find_tables(text: str) -> list[str]:
-    """The names of the tables that a page has markers for."""
+    """Returns the names of the tables for which a page has markers."""
     return [name for _, name, _, _ in _TABLE.findall(text)]
 
 
 def renew_page(text: str) -> str:
-    """*text* with each table between its markers made anew."""
+    """Returns *text* with each table between its markers generated again."""
     return _TABLE.sub(lambda found: found.group(1) + TABLES[found.group(2)]() + "\n" + found.group(4), text)
 
 
@@ -71,7 +71,7 @@ def to_panel_table() -> str:
 
 
 def to_attribute_table() -> str:
-    """The attributes: key, type, allowed values, meaning, and whether each is always there."""
+    """Returns the table of attributes: key, type, allowed values, meaning, and whether each is always there."""
     return reference.to_table(
         ("Attribute", "Type", "Allowed values", "Meaning", "Always there"),
         ((f"`{a.key}`", a.type, to_values(a), a.brief, "yes" if a.is_required else "no") for a in ATTRIBUTES),
@@ -79,7 +79,7 @@ def to_attribute_table() -> str:
 
 
 def to_values(attribute: Attribute) -> str:
-    """What may stand under a key, for people."""
+    """Returns the values that *attribute* may have, for people."""
     if attribute.type == "int":
         return f"0 to {MAX_COUNT}"
     other = f", else `{OTHER}`" if attribute.may_be_other else ""
@@ -89,7 +89,7 @@ def to_values(attribute: Attribute) -> str:
 
 
 def to_setting_table() -> str:
-    """The variables: names, rule, default, meaning."""
+    """Returns the table of variables: name, allowed values, default, meaning."""
     return reference.to_table(
         ("Variable", "Allowed values", "Default", "Meaning"),
         ((f"`{s.name}`", s.rule, s.unset_text, s.meaning) for s in SETTINGS),

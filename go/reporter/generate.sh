@@ -1,6 +1,6 @@
 #!/bin/sh
 # Generates the Go code of tbot's protocol for the reporter: generate.sh PYTHON [OUTPUT_FOLDER].
-# PYTHON has grpcio-tools; the generators' versions are those of go.mod.
+# PYTHON needs grpcio-tools; go.mod has the versions of the generators for Go.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=$1

@@ -19,7 +19,7 @@ import (
 	"otel-tbot.test/reporter/prehog/prehogconnect"
 )
 
-// totals is what `reporter load` prints at its end, as one line of JSON on standard output.
+// totals is the summary that `reporter load` prints at its end, as one line of JSON on standard output.
 type totals struct {
 	OK         int            `json:"ok"`
 	Errors     map[string]int `json:"errors"`
@@ -30,20 +30,20 @@ type totals struct {
 	PerSeconds float64        `json:"per_second"`
 }
 
-// load posts many reports over a fixed number of connections: as many tbots behind one address as it has connections.
-// With -each it writes a line for each report to that file: "ok ID" or "error CODE ID".
+// load sends many reports over a fixed number of connections, as that many tbots with one address would. With -each it
+// writes one line for each report to that file: "ok ID" or "error CODE ID".
 func load(arguments []string) {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	address := flags.String("address", "", "address of the bridge")
-	count := flags.Int("count", 1000, "reports in all")
-	connections := flags.Int("connections", 64, "connections, and reports under way")
-	over := flags.Duration("over", 0, "spread the reports over this time (default: as fast as they are answered)")
-	anew := flags.Bool("anew", false, "a connection for each report, as each start of a tbot makes one")
-	each := flags.String("each", "", "file for a line a report")
+	count := flags.Int("count", 1000, "number of reports")
+	connections := flags.Int("connections", 64, "number of connections, and of reports in flight")
+	over := flags.Duration("over", 0, "time over which the reports are spread (default: send the next one after each response)")
+	newConnections := flags.Bool("new-connections", false, "open a connection for each report, as each start of a tbot does")
+	each := flags.String("each", "", "file that gets one line for each report")
 	flags.Parse(arguments)
 
 	transport := &http.Transport{
-		MaxConnsPerHost: *connections, MaxIdleConnsPerHost: *connections, DisableKeepAlives: *anew,
+		MaxConnsPerHost: *connections, MaxIdleConnsPerHost: *connections, DisableKeepAlives: *newConnections,
 	}
 	client := prehogconnect.NewTbotReportingServiceClient(
 		&http.Client{Transport: chunked{transport}}, *address,

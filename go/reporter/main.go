@@ -1,9 +1,10 @@
-// Command reporter reports its start as Teleport's tbot does, for tests of what stands behind an unmodified tbot.
+// Command reporter reports its start as Teleport's tbot does, for tests of a relay or bridge that serves an unmodified
+// tbot.
 //
 // It reads tbot's four variables, posts with connect-go as tbot does, in the background and without a deadline, and
-// waits for the answer before it ends. What becomes of the report never changes its exit status. Unlike tbot it
-// reports nowhere when no address is set: tbot would report to Teleport. `reporter load` stands for many at once, and
-// `reporter serve` for a service that does nothing.
+// waits for the response before it ends. The outcome of the report never changes its exit status. Without an address,
+// tbot would report to Teleport; reporter reports nowhere and fails. `reporter load` reports as many tbots do at once,
+// and `reporter serve` is a service that accepts every report and does nothing with it.
 package main
 
 import (
@@ -42,20 +43,20 @@ func main() {
 	oneshot := flag.Bool("oneshot", false, "report a one-shot start instead of a daemon's")
 	version := flag.String("version", "18.4.1", "version to report")
 	joinType := flag.String("join-type", "token", "join method to report")
-	other := flag.Int("destinations-other", 0, "destinations of no service")
+	other := flag.Int("destinations-other", 0, "destinations of none of the three services")
 	database := flag.Int("destinations-database", 0, "destinations of the Database Service")
 	kubernetes := flag.Int("destinations-kubernetes", 0, "destinations of the Kubernetes Service")
 	application := flag.Int("destinations-application", 0, "destinations of the Application Service")
 	distinctID := flag.String("distinct-id", "", "id of the start (default: a random UUID for each report)")
-	runMode := flag.Int("run-mode", -1, "run mode by its number, also an unknown one")
-	wait := flag.Duration("wait", 10*time.Second, "longest wait for the answers before the end")
-	exitCode := flag.Int("exit-code", 0, "status to end with")
-	report := flag.Bool("report", true, "report at all")
+	runMode := flag.Int("run-mode", -1, "run mode as a number, which may be unknown")
+	wait := flag.Duration("wait", 10*time.Second, "longest time to wait for the responses before the end")
+	exitCode := flag.Int("exit-code", 0, "exit status")
+	report := flag.Bool("report", true, "send a report")
 	gzip := flag.Bool("gzip", false, "compress the request")
 	json := flag.Bool("json", false, "send JSON")
-	sized := flag.Bool("sized", false, "send the body with its length instead of in chunks")
-	repeat := flag.Int("repeat", 1, "reports, one after the other")
-	untilStdinCloses := flag.Bool("until-stdin-closes", false, "stay until standard input is closed")
+	sized := flag.Bool("sized", false, "send the body with its length, not in chunks")
+	repeat := flag.Int("repeat", 1, "number of reports, sent one after the other")
+	untilStdinCloses := flag.Bool("until-stdin-closes", false, "run until standard input is closed")
 	flag.Parse()
 
 	if on, err := strconv.ParseBool(os.Getenv("TELEPORT_ANONYMOUS_TELEMETRY")); err != nil || !on {
@@ -109,7 +110,7 @@ func main() {
 	os.Exit(*exitCode)
 }
 
-// newClient builds the client as tbot does, with connect-go's defaults, unless told otherwise.
+// newClient builds the client as tbot does, with connect-go's defaults except for the given options.
 func newClient(address string, gzip, json, sized bool) prehogconnect.TbotReportingServiceClient {
 	var options []connect.ClientOption
 	if gzip {
@@ -125,7 +126,7 @@ func newClient(address string, gzip, json, sized bool) prehogconnect.TbotReporti
 	return prehogconnect.NewTbotReportingServiceClient(client, address, options...)
 }
 
-// submit sends one report and prints one line about it.
+// submit sends one report and prints its outcome as one line.
 func submit(client prehogconnect.TbotReportingServiceClient, id string, start *prehog.TbotStartEvent) {
 	request := connect.NewRequest(&prehog.SubmitTbotEventRequest{
 		DistinctId: id,
@@ -143,7 +144,7 @@ func submit(client prehogconnect.TbotReportingServiceClient, id string, start *p
 	fmt.Printf("ok %s\n", id)
 }
 
-// newUUID makes a random UUID (version 4).
+// newUUID returns a random UUID (version 4).
 func newUUID() string {
 	var b [16]byte
 	rand.Read(b[:])
@@ -152,7 +153,7 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// chunked sends each body in chunks, as the connect-go in tbot does; newer ones send its length.
+// chunked sends each body in chunks, as tbot's release of connect-go does; newer releases send the body's length.
 type chunked struct{ http.RoundTripper }
 
 func (transport chunked) RoundTrip(request *http.Request) (*http.Response, error) {

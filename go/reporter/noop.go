@@ -12,7 +12,7 @@ import (
 	"otel-tbot.test/reporter/prehog/prehogconnect"
 )
 
-// accepting answers every report with success and does nothing with it.
+// accepting accepts every report and does nothing with it.
 type accepting struct{}
 
 func (accepting) SubmitTbotEvent(
@@ -21,7 +21,7 @@ func (accepting) SubmitTbotEvent(
 	return connect.NewResponse(&prehog.SubmitTbotEventResponse{}), nil
 }
 
-// serve accepts every report on a free loopback port, until it is killed: what a bridge in Go could cost at the least.
+// serve accepts every report on a free loopback port until it is killed. It shows the least that a bridge in Go costs.
 func serve() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
