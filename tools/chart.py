@@ -10,6 +10,7 @@ from typing import Any, Final
 import yaml
 
 from tools import ROOT
+from tools.pages import to_table
 
 CHART: Final = ROOT / "deploy" / "helm" / "otel-tbot"
 MANIFESTS: Final = ROOT / "deploy" / "kubernetes.yaml"
@@ -42,8 +43,8 @@ def read_source(source: Path, _copy: str) -> str:
 
 def to_values_table() -> str:
     """Returns the table of the chart's values: name, default, meaning."""
-    rows = [f"| `{name}` | `{default}` | {meaning} |" for name, default, meaning in read_values()]
-    return "\n".join(["| Value | Default | Meaning |", "| --- | --- | --- |", *rows])
+    rows = [(f"`{name}`", f"`{default}`", meaning) for name, default, meaning in read_values()]
+    return to_table(("Value", "Default", "Meaning"), rows)
 
 
 def read_values() -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
-from tools import ROOT, chart, dashboards, reference
+from tools import ROOT, chart, dashboards, reference, scale
 from tools.guard import GUARD, renew_guard
 from tools.pages import read_pages
 from tools.panels import EXPECTED
@@ -111,6 +111,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "kit variables": reference.to_kit_variable_table,
     "targets": reference.to_target_table,
     "chart values": chart.to_values_table,
+    "start cost": scale.to_cost_table,
+    "fleet need": scale.to_need_table,
+    "outage": scale.to_outage_table,
 }
 """Every table that pages can have, by the name in its markers."""
 
