@@ -1,6 +1,7 @@
-"""Figure `fleet`: a deployment that restarts 10,000 pods in 60 s, through bridges, agent and gateway, all of them real.
+"""Measures `fleet`: a deployment that restarts 10,000 pods in 60 s, through the Helm chart's bridges and collector.
 
-And on paper, from what was measured, what more starts than that need.
+Behind them are a gateway and a last collector with a file, all of them real. From what was measured it calculates what
+more starts than that need.
 """
 
 import json
@@ -16,8 +17,8 @@ from typing import Final
 
 from benchmarks.processes import BIN, COLLECTOR, PLAIN, REPORTER, read_memory_mib, read_processor_seconds, serving
 from benchmarks.table import Figure
-from tests.collector.test_kit import Fleet
-from tests.support.otelcol import Collector
+from tests.support.chart import ChartCollector, Release
+from tests.support.otelcol import Collector, KitCollector
 
 STARTS, SECONDS, BRIDGES, CONNECTIONS = 10_000, 60, 2, 256
 _ARRIVAL_SECONDS: Final = 120
@@ -28,9 +29,9 @@ _FILL: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """Bridges, agent, gateway and what is behind them, all running."""
+    """Bridges, the chart's collector, a gateway and what is behind them, all running."""
 
-    fleet: Fleet
+    behind: Collector
     urls: list[str]
     processes: dict[str, list[int]]
     folder: Path
@@ -39,16 +40,12 @@ class _Chain:
 def measure_fleet(_collector: Collector) -> list[Figure]:
     """Each start is a connection and a report of its own; every event must be behind the gateway."""
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        fleet = stack.enter_context(Fleet(str(COLLECTOR), Path(folder)))
-        environ = PLAIN | {"OTEL_EXPORTER_OTLP_ENDPOINT": fleet.agent.url}
-        command = (BIN / "otel-tbot", "bridge", "--listen", "127.0.0.1:0")
-        bridges = [stack.enter_context(serving(command, environ)) for _ in range(BRIDGES)]
-        processes = {"bridge": [pid for _, pid in bridges], "agent": [fleet.agent.pid], "gateway": [fleet.gateway.pid]}
-        chain = _Chain(fleet, [url for url, _ in bridges], processes, Path(folder))
+        chain = _start(stack, Path(folder))
         about = (
-            f"{STARTS:,} starts, each on a connection of its own: {BRIDGES} bridges, an agent and a gateway with their "
-            "guards and queues on disk, a last collector with a file; load generator and all of them on this machine, "
-            "one run. The collectors take their processor time until the last event is behind them."
+            f"{STARTS:,} starts, each on its own connection: {BRIDGES} bridges, the collector as the Helm chart "
+            "configures it and a gateway, with their guards and queues on disk, a last collector with a file; load "
+            "generator and all of them on this machine, one run. The collectors take their processor time until the "
+            "last event is behind them."
         )
         figure = Figure("9. The whole chain at fleet scale", about)
         calm = _measure_starts(figure, chain, f"in {SECONDS} s, evenly", SECONDS)
@@ -56,11 +53,27 @@ def measure_fleet(_collector: Collector) -> list[Figure]:
     return [figure, _calculate(calm, busy)]
 
 
+def _start(stack: ExitStack, folder: Path) -> _Chain:
+    """Starts everything from the back to the front; *stack* ends it."""
+    for name in ("behind", "gateway", "collector"):
+        (folder / name).mkdir()
+    behind = stack.enter_context(Collector(str(COLLECTOR), folder / "behind"))
+    backend = {"TBOT_BACKEND": f"http://127.0.0.1:{behind.ports['http/protobuf']}"}
+    gateway = stack.enter_context(KitCollector(str(COLLECTOR), folder / "gateway", "guard", "gateway", environ=backend))
+    destination = {"TBOT_GATEWAY": f"http://{gateway.environ['TBOT_GATEWAY_LISTEN']}"}
+    collector = stack.enter_context(ChartCollector(str(COLLECTOR), Release(), folder / "collector", destination))
+    command = (BIN / "otel-tbot", "bridge", "--listen", "127.0.0.1:0")
+    environ = PLAIN | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url()}
+    bridges = [stack.enter_context(serving(command, environ)) for _ in range(BRIDGES)]
+    processes = {"bridge": [pid for _, pid in bridges], "collector": [collector.pid], "gateway": [gateway.pid]}
+    return _Chain(behind, [url for url, _ in bridges], processes, folder)
+
+
 def _measure_starts(figure: Figure, chain: _Chain, how: str, seconds: int) -> dict[str, float]:
     """Rows of STARTS starts over *seconds*; the processor time that each kind of process took a start."""
     before = {name: sum(map(read_processor_seconds, pids)) for name, pids in chain.processes.items()}
     totals, ids = _report_starts(chain, seconds)
-    arrived = [session for session in _wait_for(ids, chain.fleet.behind) if session in ids]
+    arrived = [session for session in _wait_for(ids, chain.behind) if session in ids]
     spent = {
         name: (sum(map(read_processor_seconds, pids)) - before[name]) / STARTS for name, pids in chain.processes.items()
     }
