@@ -1,4 +1,4 @@
-"""The command `otel-tbot`: `run` goes straight to the launcher, all else to the command line."""
+"""Runs the command `otel-tbot`: `run` in the launcher, every other command in the command line interface."""
 
 import sys
 
@@ -11,8 +11,8 @@ def main() -> "NoReturn":
     """Runs the command line of this process; never returns."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] and sys.platform != "win32":
-        # First of all: from here to exec an interrupt ends this process as it would end the command.
-        import _signal  # type: ignore[import-not-found]  # signal without its enums, which take long to import
+        # Before anything else: until exec, an interrupt must end this process as it would end the command.
+        import _signal  # type: ignore[import-not-found]  # signal, without its slow enums
 
         if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

@@ -91,6 +91,12 @@ class EventSender:
 
             build_context(self.config)
 
+    def load(self) -> None:
+        """Imports what sending needs, in this thread; raises what `send` would only log."""
+        worker = _Worker(self.config, is_local=self._is_local)
+        worker.load()
+        worker.close()
+
     def start(self) -> None:
         """Starts the worker, which imports what sending needs before the first batch is there.
 
@@ -215,14 +221,14 @@ class _Worker:
 
     def _run(self) -> None:
         try:
-            self._load()
+            self.load()
         except Exception as error:  # noqa: BLE001  # the first batch says what is missing
             logger.debug("what sending needs could not be loaded: %s", type(error).__name__)
         while (job := self.jobs.get()) is not None:
             job.on_outcome(self.send(job))
         self.close()
 
-    def _load(self) -> "OtlpClient":
+    def load(self) -> "OtlpClient":
         """Imports what sending needs; returns the client."""
         from otel_tbot.otlp.client import OtlpClient
         from otel_tbot.otlp.encoding import encode_request
@@ -235,7 +241,7 @@ class _Worker:
     def _send(self, job: _Job) -> Outcome:
         if self._config.endpoint is None:
             return Outcome.UNREACHABLE
-        client = self._load()
+        client = self.load()
         from otel_tbot.otlp.encoding import encode_request
 
         request = encode_request(job.batch, signal=self._config.signal, is_local=self._is_local)

@@ -1,7 +1,7 @@
-"""`otel-tbot run -- COMMAND`: a command line goes in, the command itself comes out, with a relay beside it.
+"""Executes the command of `otel-tbot run -- COMMAND`, and starts a relay for its report first.
 
-On the start path of tbot: only os, sys and what they have loaded already, since socket, typing or dataclasses alone
-would double the start. Whatever fails here, the command is executed all the same.
+This is on tbot's start path, so it uses os, sys and what they have already loaded: socket, typing or dataclasses alone
+would double the time. If anything fails here, the command is still executed.
 """
 
 import os
@@ -11,149 +11,255 @@ from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, SDK_DISABLED_V
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final, NoReturn
 
-NOWHERE: "Final" = "http://127.0.0.1:0"
-"""Where nothing can answer: without an address, tbot would report to Teleport over the internet."""
+UNREACHABLE_ADDRESS: "Final" = "http://127.0.0.1:0"
+"""An address that never answers. Without an address, tbot would report to Teleport over the internet."""
 
+# The relay's descriptors: what listens for tbot, and the pidfd that reports tbot's end.
 LISTENER_FD: "Final" = 3
 COMMAND_FD: "Final" = 4
+
+# How the relay learns that the command has ended.
 WATCH_FD: "Final" = "fd"
 WATCH_PID: "Final" = "pid"
 
-# Values that CPython puts into LC_CTYPE when it finds the C locale (PEP 538).
+PATH_VARIABLE: "Final" = "OTEL_TBOT_RELAY_PATH_"
+"""The relay's variables PATH_VARIABLE0, PATH_VARIABLE1 and so on hold one entry of sys.path each."""
+
+MIN_DESCRIPTORS: "Final" = {"http/protobuf": 12, "grpc": 24}
+"""The smallest limit of open files with which a relay delivers its event, by protocol (measured)."""
+
+_START_RELAY: "Final" = (
+    f"import os, sys; sys.path[:] = [os.environ.pop(f'{PATH_VARIABLE}{{n}}') for n in range(int(sys.argv[1]))]; "
+    "from otel_tbot.relay.process import main; main(*sys.argv[2:])"
+)
+
+# What CPython puts into LC_CTYPE if it finds the C locale (PEP 538).
 _C_LOCALES = ("", "C", "POSIX")
 _COERCED_LOCALES = ("C.UTF-8", "C.utf8", "UTF-8")
 
+# In these encodings, the str in sys.argv always encodes to the bytes that it was decoded from.
+_EXACT_ENCODINGS = ("utf-8", "ascii", "iso8859-1")
+
+_ENOEXEC = 8  # on Linux and macOS; errno would be one more import
+_MAX_DESCRIPTORS = 1 << 20
+_SCRIPT_HEAD_BYTES = 256
+
 
 class NoRelayError(Exception):
-    """There can be no relay, for the reason that is its text."""
+    """A relay cannot be started; the text says why."""
+
+
+class _CommandError(Exception):
+    """The command cannot be executed: the exit status and the message."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
 
 
 def run(arguments: list[str]) -> int:
-    """Executes the command in *arguments*, which does not return; returns the exit status where that fails.
+    """Executes the command in *arguments*; if that succeeds, this does not return, otherwise it returns the status.
 
-    Off, the command is executed at once. On, a relay listens for its report, and the address variable names it.
-    127: not found; 126: not executable. The reason is one line on stderr.
+    If telemetry is off, it only executes the command. If it is on, a relay first starts to listen for the report, and
+    the address variable names it. The status is 127 if the command is not found and 126 if it cannot be executed; one
+    line on stderr says why.
     """
     try:
         _undo_locale_coercion()
         if os.environ.get(CONSENT_VARIABLE) is not None:
             _redirect_report()
-    except Exception as error:  # noqa: BLE001  # before exec nothing may keep tbot from starting
-        os.environ[ADDRESS_VARIABLE] = NOWHERE
-        _say(f"no relay ({type(error).__name__}); the event is not sent")
+    except Exception as error:  # noqa: BLE001  # the last edge before exec: tbot must start
+        os.environ[ADDRESS_VARIABLE] = UNREACHABLE_ADDRESS
+        _print_error(f"no relay ({type(error).__name__}); the event is not sent")
     return _execute(arguments)
 
 
 def _redirect_report() -> None:
-    """Sets the address variable to a relay of our own, or to nowhere, or leaves it alone where it was set."""
+    """Sets the address variable to a new relay, or to an address that never answers; keeps an address that is set."""
     if not is_granted({**os.environ, SDK_DISABLED_VARIABLE: ""}):
         return
     is_off = not is_granted(os.environ)
     if os.environ.get(ADDRESS_VARIABLE):
         if not is_off:
-            _say(f"{ADDRESS_VARIABLE} is set and left alone: the report goes there")
+            _print_error(f"{ADDRESS_VARIABLE} is already set, so the report goes there and no relay is started")
         return
     if is_off:
-        os.environ[ADDRESS_VARIABLE] = NOWHERE
+        os.environ[ADDRESS_VARIABLE] = UNREACHABLE_ADDRESS
         return
     from otel_tbot import settings
 
-    faults = list(settings.find_warnings(os.environ))
+    warnings = list(settings.find_warnings(os.environ))
     try:
-        if not settings.has_endpoint(os.environ, settings.SIGNAL.resolve(os.environ)):
-            raise NoRelayError("there is no endpoint; see `otel-tbot doctor`")
-        _start_relay()
-    except (NoRelayError, OSError) as error:
-        os.environ[ADDRESS_VARIABLE] = NOWHERE
-        faults.append(f"no relay ({error.strerror if isinstance(error, OSError) else error}); the event is not sent")
-    if faults:
-        _say("; ".join(faults))
+        os.environ[ADDRESS_VARIABLE] = start_relay(os.environ)
+    except NoRelayError as error:
+        os.environ[ADDRESS_VARIABLE] = UNREACHABLE_ADDRESS
+        warnings.append(f"no relay ({error}); the event is not sent")
+    if warnings:
+        _print_error("; ".join(warnings))
 
 
-def _start_relay() -> None:
-    """Listens on loopback, starts the relay behind the socket and names it in the address variable.
+def start_relay(environ: "Mapping[str, str]") -> str:
+    """Starts a relay that ends with this process; returns the address to report to.
 
-    The socket listens before the command is executed, so a report that is sent at once waits in its queue.
+    *environ* is the relay's environment. The socket listens when this returns, so a report that is sent at once waits
+    in its queue.
+
+    Raises:
+        NoRelayError: the relay cannot be started, or could not send anything.
     """
+    from otel_tbot import settings
+
+    signal = settings.SIGNAL.resolve(environ)
+    if not settings.has_endpoint(environ, signal):
+        raise NoRelayError("there is no valid endpoint; run `otel-tbot doctor`")
+    _check_interpreter()
+    min_descriptors = MIN_DESCRIPTORS[settings.resolve_protocol(environ, signal)]
+    if -1 < os.sysconf("SC_OPEN_MAX") < min_descriptors:
+        raise NoRelayError(f"the limit of open files must be at least {min_descriptors}; see ulimit -n")
+    try:
+        return _listen(environ)
+    except OSError as error:
+        raise NoRelayError(error.strerror) from None
+
+
+def _check_interpreter() -> None:
+    """Raises NoRelayError if sys.executable cannot run the relay."""
     if not sys.executable:
         raise NoRelayError("the Python interpreter does not know its own path")
-    # By hand, since importing importlib takes a fifth of what all of this takes.
-    if not any(finder.find_spec("httptools", None) for finder in sys.meta_path):
-        raise NoRelayError("it needs the extra `relay`: pip install 'otel-tbot[relay]'")
+    if getattr(sys, "frozen", False):
+        raise NoRelayError("this program is frozen, so there is no Python interpreter to run the relay")
+    if not os.access(sys.executable, os.X_OK):
+        raise NoRelayError("the Python interpreter is no longer at its own path")
 
+
+def _listen(environ: "Mapping[str, str]") -> str:
     import _socket
 
+    # Also fills descriptors 0 to 2 if the caller closed them, so that the listener does not get their numbers.
+    null_fd = _dup_above(os.open(os.devnull, os.O_RDWR), 2)
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(16)
-    # A path that nobody guesses: other local users can find the port, but report nothing in tbot's name.
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/{os.urandom(16).hex()}"
-    os.environ[ADDRESS_VARIABLE] = address
-    _fork_relay(listener.fileno())
-    # Kept open until exec closes it: closed now, a report that comes before the relay runs would be refused.
-    listener.detach()
-
-
-def _fork_relay(listener_fd: int) -> None:
-    """Starts the relay as nobody's child: a child would show up in tbot's own waits and stay as a zombie."""
-    command_pid = os.getpid()
     try:
-        command_fd = os.pidfd_open(command_pid)
-        watch = WATCH_FD
-    except (AttributeError, OSError):  # not Linux, or a kernel or sandbox without it
-        command_fd, watch = -1, WATCH_PID
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        # Other local users can find the port. They cannot guess this path, so they cannot report in tbot's name.
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/{os.urandom(16).hex()}"
+        # The path is in the environment and never in the arguments, which every user can read.
+        path = _list_import_path()
+        entries = {f"{PATH_VARIABLE}{number}": entry for number, entry in enumerate(path)}
+        variables = {**environ, **entries, ADDRESS_VARIABLE: address}
+        command = [sys.executable, *_list_interpreter_options(environ), "-c", _START_RELAY, str(len(path))]
+        for watch in (WATCH_FD, WATCH_PID):
+            if _fork_relay(listener.fileno(), null_fd, watch, command, variables):
+                return address
+        raise NoRelayError("its process was killed")
+    finally:
+        listener.close()
+        os.close(null_fd)
+
+
+def _fork_relay(listener_fd: int, null_fd: int, watch: str, command: list[str], environ: "Mapping[str, str]") -> bool:
+    """Starts the relay as a grandchild; returns whether it was started, and False if a signal prevented that.
+
+    tbot would see a child in its own waits, and a child that ends would stay a zombie. The pidfd is opened behind the
+    first fork, because a seccomp policy may kill the process that asks for it.
+    """
+    command_pid = os.getpid()
     child_pid = os.fork()
     if child_pid == 0:
         try:
             os.setsid()
+            command_fd = -1
+            if watch == WATCH_FD:
+                try:
+                    command_fd = os.pidfd_open(command_pid)
+                except (AttributeError, OSError):  # not Linux, or an old kernel, or a sandbox
+                    watch = WATCH_PID
             if os.fork() == 0:
-                _become_relay(listener_fd, command_fd, watch, command_pid)
+                _exec_relay(listener_fd, command_fd, null_fd, [*command, watch, str(command_pid)], environ)
             os._exit(0)
         finally:
             os._exit(1)
     try:
         _, status = os.waitpid(child_pid, 0)
-    except ChildProcessError:  # SIGCHLD is ignored: the kernel has taken the status away
-        status = 0
+    except ChildProcessError:  # SIGCHLD is ignored, so the kernel has discarded the status
+        return True
+    if os.WIFSIGNALED(status):
+        return False
     if status:
-        raise NoRelayError("it could not be started")
+        raise NoRelayError("its process could not be started")
+    return True
 
 
-def _become_relay(listener_fd: int, command_fd: int, watch: str, command_pid: int) -> "NoReturn":
-    """Replaces this process by the relay, which holds the listener, the command's end and nothing of the caller's."""
+def _exec_relay(
+    listener_fd: int, command_fd: int, null_fd: int, command: list[str], environ: "Mapping[str, str]"
+) -> "NoReturn":
+    """Replaces this process by the relay, which inherits the listener and the command's pidfd, and nothing else."""
     import _signal  # type: ignore[import-not-found]  # see __main__
 
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-    listener_fd, command_fd = _lift(listener_fd), _lift(command_fd)
-    null_fd = os.open("/dev/null", os.O_RDWR)
+    listener_fd, command_fd = _dup_above(listener_fd, COMMAND_FD), _dup_above(command_fd, COMMAND_FD)
     for standard_fd in (0, 1, 2):
         os.dup2(null_fd, standard_fd)
     os.dup2(listener_fd, LISTENER_FD)
     if command_fd >= 0:
         os.dup2(command_fd, COMMAND_FD)
     _close_from(COMMAND_FD + (command_fd >= 0))
-    # Not -m, which would look for modules in the working directory first; not -I, for PYTHONPATH may be how this
-    # package is found at all. The secret path is in the environment, never in the arguments, which everybody can read.
-    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    start = "import sys; sys.path.append(sys.argv[1]); from otel_tbot.relay.process import main; main(*sys.argv[2:])"
-    os.execv(sys.executable, [sys.executable, "-P", "-c", start, package_parent, watch, str(command_pid)])
+    os.execve(sys.executable, command, environ)
 
 
-def _lift(fd: int) -> int:
-    """A duplicate of *fd* above the numbers that the relay's own descriptors get; -1 stays -1."""
-    while 0 <= fd <= COMMAND_FD:
+def _list_interpreter_options(environ: "Mapping[str, str]") -> list[str]:
+    """Returns options that isolate an interpreter from PYTHON* variables, the user's directory and the current one."""
+    # Without PYTHONHOME, which -I ignores, an interpreter that was moved does not find its own library.
+    options = ["-s", "-P"] if "PYTHONHOME" in environ else ["-I"]
+    if sys.dont_write_bytecode:
+        options.append("-B")
+    if sys.pycache_prefix:
+        options += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+    # In UTF-8 mode every byte of a path survives, whatever the locale is.
+    return [*options, "-X", "utf8"]
+
+
+def _list_import_path() -> list[str]:
+    """Returns sys.path as absolute paths, without the working directory, which may hold modules of any name.
+
+    The directory or archive of this package comes last, in case it was found in the working directory or by a hook.
+    """
+    try:
+        working_directory = os.getcwd()
+    except OSError:  # it was removed
+        working_directory = ""
+    package_parent = os.path.dirname(os.path.dirname(__file__))
+    entries = [os.path.normpath(os.path.join(working_directory, entry)) for entry in (*sys.path, package_parent)]
+    last = len(sys.path)
+    return [
+        entry
+        for number, entry in enumerate(entries)
+        if os.path.isabs(entry) and (entry != working_directory or number == last)
+    ]
+
+
+def _dup_above(fd: int, last_fd: int) -> int:
+    """Returns *fd*, or a duplicate if it is not above *last_fd*; the numbers below stay in use. -1 stays -1."""
+    while 0 <= fd <= last_fd:
         fd = os.dup(fd)
     return fd
 
 
 def _close_from(first_fd: int) -> None:
-    # Not closerange to the limit, which can be in the billions.
-    for name in os.listdir("/dev/fd"):
-        if int(name) >= first_fd:
+    try:
+        open_fds = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:  # no /dev or no /proc
+        limit = os.sysconf("SC_OPEN_MAX")
+        os.closerange(first_fd, limit if 0 < limit < _MAX_DESCRIPTORS else _MAX_DESCRIPTORS)
+        return
+    for fd in open_fds:
+        if fd >= first_fd:
             try:
-                os.close(int(name))
+                os.close(fd)
             except OSError:
                 pass  # the descriptor that listdir itself had open
 
@@ -161,34 +267,88 @@ def _close_from(first_fd: int) -> None:
 def _execute(arguments: list[str]) -> int:
     import _signal
 
-    # Python ignores both for itself, and a program executed next would inherit that.
-    for name in ("SIGPIPE", "SIGXFSZ"):
-        if hasattr(_signal, name):
-            _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
+    # Python ignores both signals for itself, and a program executed next would inherit that.
+    signals = [getattr(_signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(_signal, name)]
+    for number in signals:
+        _signal.signal(number, _signal.SIG_DFL)
     try:
-        if not arguments[0]:
-            raise FileNotFoundError
-        os.execvp(arguments[0], arguments)
-    except (FileNotFoundError, NotADirectoryError):
-        _say("the command was not found; check its name and PATH")
-        return 127
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name or an argument is malformed"
-        _say(f"the command cannot be executed: {reason}")
-        return 126
+        _replace_process(_encode_arguments(arguments))
+    except _CommandError as error:
+        # Otherwise a message to a closed pipe would end this process with SIGPIPE instead of the status.
+        for number in signals:
+            _signal.signal(number, _signal.SIG_IGN)
+        _print_error(error.text)
+        return error.status
+
+
+def _replace_process(command: list[bytes]) -> "NoReturn":
+    """Executes *command* as a shell and `env` do: searches PATH, and gives a script without `#!` to /bin/sh.
+
+    Raises:
+        _CommandError: the command cannot be executed.
+    """
+    name = command[0]
+    directories = os.environb.get(b"PATH", os.defpath.encode()).split(b":")
+    failure = _CommandError(127, "the command was not found; check its name and PATH")
+    if not name:
+        raise failure
+    for path in [name] if b"/" in name else [os.path.join(directory, name) for directory in directories]:
+        try:
+            os.execv(path, command)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(path):
+                text = "the command's interpreter was not found; check the first line of its file"
+                raise _CommandError(127, text) from None
+        except OSError as error:
+            if error.errno == _ENOEXEC:
+                _execute_script(path, command)
+            if failure.status == 127:  # noqa: PLR2004  # as shells do: not found
+                failure = _CommandError(126, f"the command cannot be executed: {error.strerror}")
+    raise failure
+
+
+def _execute_script(path: bytes, command: list[bytes]) -> None:
+    """Executes *path* by /bin/sh, unless it is a program for another machine; returns if that fails."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            first_line = file.read(_SCRIPT_HEAD_BYTES).partition(b"\n")[0]
+        if b"\0" not in first_line:
+            os.execv("/bin/sh", [b"/bin/sh", path, *command[1:]])
+    except OSError:
+        pass  # the caller reports the first failure
+
+
+def _encode_arguments(arguments: list[str]) -> list[bytes]:
+    """Returns the bytes of *arguments*, the last of this process.
+
+    In a locale with an encoding such as EUC-JP, str does not keep them, so the kernel's copy is read.
+    """
+    if sys.getfilesystemencoding() not in _EXACT_ENCODINGS:
+        try:
+            with open("/proc/self/cmdline", "rb") as file:
+                original = file.read().split(b"\0")[:-1]
+            if len(original) > len(arguments):
+                return original[-len(arguments) :]
+        except OSError:
+            pass  # no /proc
+    try:
+        return [os.fsencode(argument) for argument in arguments]
+    except UnicodeEncodeError:
+        text = "the command cannot be executed: this locale cannot express its arguments; use a UTF-8 locale"
+        raise _CommandError(126, text) from None
 
 
 def _undo_locale_coercion() -> None:
-    """Takes away the LC_CTYPE that CPython adds where it finds the C locale, or puts the replaced one back.
+    """Removes the LC_CTYPE that CPython adds if it finds the C locale, or restores the value that it replaced.
 
-    Python appends a variable that was not there and replaces one that was, whose value is then only in the block that
-    the kernel handed over. That is read where it can matter, and not in the plain case, since off opens no file.
+    Python appends the variable if it was unset. If it was set, only the kernel's copy of the environment still has the
+    old value. That copy is not read in the plain case, because nothing is opened while telemetry is off.
     """
     if os.environ.get("LC_CTYPE") not in _COERCED_LOCALES:
         return
     is_forced = "PYTHONUTF8" in os.environ or "utf8" in sys._xoptions  # noqa: SLF001  # documented
     if not (is_forced or sys.flags.utf8_mode):
-        return  # the user's own choice: Python turns its UTF-8 mode on for the C locale only
+        return  # the user's choice: Python turns its UTF-8 mode on for the C locale only
     is_last = list(os.environ)[-1] == "LC_CTYPE"
     if is_last and not is_forced and os.environ.get("LANG", "") in _C_LOCALES:
         del os.environ["LC_CTYPE"]
@@ -205,8 +365,8 @@ def _undo_locale_coercion() -> None:
         del os.environ["LC_CTYPE"]
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         os.write(2, f"otel-tbot: run: {text}\n".encode("utf-8", "replace"))
     except OSError:
-        pass  # nobody is there to read it, and tbot has to start
+        pass  # stderr is closed or full, and tbot must start

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import ROOT
+from tests.support.checkout import skip_or_fail
 from tests.support.polling import poll_until
 from tests.support.processes import CONSENT, LAUNCHER, Launch
 
 ADDRESS = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
-NOWHERE = "http://127.0.0.1:0"
+UNREACHABLE_ADDRESS = "http://127.0.0.1:0"
 OFF_VALUES = (None, "", "0", " 1", "yes")
 
 BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
@@ -278,7 +278,7 @@ def test_the_relay_is_not_the_command_s_child():
         ("missing", None, "", 127),
         ("missing/below", None, "", 127),
         ("plain", 0o644, "#!/bin/sh\n", 126),
-        ("unknown format", 0o755, "no format", 126),
+        ("binary of another machine", 0o755, "\x7fELF\0\0\0", 126),
         ("no interpreter", 0o755, "#!/nonexistent/sh\n", 127),
         (".", None, "", 126),
     ],
@@ -294,7 +294,8 @@ def test_a_command_that_cannot_be_executed_is_one_line(name, mode, content, stat
     finished = launch.run([str(path)])
 
     assert (status, "") == (finished.returncode, finished.stdout)
-    assert finished.stderr.startswith("otel-tbot: run: the command ")
+    about = "command's interpreter was not found" if name == "no interpreter" else "command "
+    assert finished.stderr.startswith(f"otel-tbot: run: the {about}")
     assert 1 == finished.stderr.count("\n")
     assert str(tmp_path) not in finished.stderr
     launch.wait_for_end()
@@ -302,10 +303,84 @@ def test_a_command_that_cannot_be_executed_is_one_line(name, mode, content, stat
 
 def test_a_command_without_a_name_is_one_line():
     """An empty name is not found."""
-    finished = Launch(BASIC).run([""])
+    finished = Launch(BASIC, is_measured=False).run([""])
 
     assert (127, "") == (finished.returncode, finished.stdout)
     assert "otel-tbot: run: the command was not found; check its name and PATH\n" == finished.stderr
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize("name", ["found in PATH", "by its path"])
+@pytest.mark.parametrize("content", [b'echo "$0" "$@"; exit 3', b""], ids=["script", "empty"])
+def test_a_script_without_an_interpreter_is_run_as_env_runs_it(content, name, consent, tmp_path):
+    """A script without `#!` is run by /bin/sh, with the same name, arguments and status."""
+    script = tmp_path / "script"
+    script.write_bytes(content)
+    script.chmod(0o755)
+    command = ["script" if name == "found in PATH" else str(script), "a b", "", "-x"]
+    launch = Launch(BASIC | consent | {"PATH": f"/nonexistent:{tmp_path}:/usr/bin:/bin"})
+
+    by_env = launch.run(command, launcher=("/usr/bin/env",))
+    behind = launch.run(command)
+    launch.wait_for_end()
+
+    assert (by_env.returncode, by_env.stdout, by_env.stderr) == (behind.returncode, behind.stdout, behind.stderr)
+    assert (3 if content else 0) == behind.returncode
+
+
+@pytest.mark.parametrize("names", [("plain", "good"), ("good", "plain")])
+def test_a_file_that_cannot_be_executed_does_not_hide_one_that_can(names, tmp_path):
+    """PATH is searched to its end, as execvp does."""
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("#!/bin/sh\necho mine\n")
+        (tmp_path / name / "mine").chmod(0o755 if name == "good" else 0o644)
+    path = ":".join(str(tmp_path / name) for name in names)
+
+    finished = Launch({"PATH": path}).run(["mine"])
+
+    assert (0, "mine\n", "") == (finished.returncode, finished.stdout, finished.stderr)
+
+
+LOCALES = {
+    "EUC-JP": "ja_JP",
+    "EUC-KR": "ko_KR",
+    "BIG5": "zh_TW",
+    "GB18030": "zh_CN",
+    "ISO-8859-1": "de_DE",
+    "UTF-8": "de_DE",
+}
+
+
+@pytest.fixture(scope="session")
+def locales(tmp_path_factory):
+    """A directory with one locale of each encoding."""
+    if shutil.which("localedef") is None:
+        skip_or_fail("localedef is not installed")
+    directory = tmp_path_factory.mktemp("locales")
+    for encoding, language in LOCALES.items():
+        made = ["localedef", "-c", "-i", language, "-f", encoding, str(directory / f"{language}.{encoding}")]
+        subprocess.run(made, capture_output=True, check=False)
+    return directory
+
+
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize(("encoding", "language"), LOCALES.items())
+def test_run_keeps_the_bytes_of_the_arguments_in_every_locale(encoding, language, consent, locales):
+    """In each encoding, every pair of bytes reaches the command as it was, and the relay is there."""
+    if not (locales / f"{language}.{encoding}").exists():
+        skip_or_fail(f"localedef cannot make {language}.{encoding}")
+    environ = BASIC | {"LOCPATH": str(locales), "LC_ALL": f"{language}.{encoding}"} | consent
+    launch = Launch(environ, is_measured=False)
+    firsts = [bytes([first]) for first in range(0x80, 0x100)]
+    arguments = [b"".join(first + bytes([second]) for second in range(1, 0x100)) for first in firsts]
+
+    process = launch.start([b"/usr/bin/printf", b"%s\\0", *arguments], text=False)
+    out, err = process.communicate()
+    launch.wait_for_end()
+
+    assert (0, b"") == (process.returncode, err)
+    assert [*arguments, b""] == out.split(b"\0")
 
 
 @pytest.mark.parametrize("path", [None, "", "relative", "/usr/bin:/bin"])
@@ -376,7 +451,7 @@ def test_a_disabled_sdk_leaves_the_report_nowhere_to_go(environ):
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
 
-    assert (0, NOWHERE + "\n", "") == (finished.returncode, finished.stdout, finished.stderr)
+    assert (0, UNREACHABLE_ADDRESS + "\n", "") == (finished.returncode, finished.stdout, finished.stderr)
     assert not launch.relays()
 
 
@@ -387,7 +462,10 @@ def test_an_address_that_is_set_is_left_alone():
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
 
     assert (0, "http://127.0.0.1:1/canary\n") == (finished.returncode, finished.stdout)
-    assert f"otel-tbot: run: {ADDRESS} is set and left alone: the report goes there\n" == finished.stderr
+    assert (
+        f"otel-tbot: run: {ADDRESS} is already set, so the report goes there and no relay is started\n"
+        == finished.stderr
+    )
     assert not launch.relays()
 
 
@@ -401,24 +479,14 @@ def test_an_address_that_is_set_is_no_matter_when_off(environ):
     assert (0, "http://127.0.0.1:1/\n", "") == (finished.returncode, finished.stdout, finished.stderr)
 
 
-def test_without_the_relay_extra_the_command_runs_and_reports_nowhere():
-    """The line says which extra is missing; the report goes to an address where nothing can answer."""
-    launch = Launch(BASIC | CONSENT)
-    without = f"sys.path = [{str(ROOT)!r}] + [entry for entry in sys.path if 'site-packages' not in entry]"
-
-    finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=launcher_after(without))
-
-    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
-    assert (
-        "otel-tbot: run: no relay (it needs the extra `relay`: pip install 'otel-tbot[relay]'); the event is not sent\n"
-        == finished.stderr
-    )
-
-
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         ("sys.executable = ''", "the Python interpreter does not know its own path"),
+        ("sys.executable = None", "the Python interpreter does not know its own path"),
+        ("sys.executable = '/nonexistent/python'", "the Python interpreter is no longer at its own path"),
+        ("sys.frozen = True", "this program is frozen, so there is no Python interpreter to run the relay"),
+        ("sys.path.append(1)", "TypeError"),
         ("sys.modules['_socket'] = None", "ModuleNotFoundError"),
         ("import os; os.urandom = None", "TypeError"),
     ],
@@ -429,7 +497,7 @@ def test_an_interpreter_with_a_fault_executes_the_command_all_the_same(fault, re
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=launcher_after(fault))
 
-    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert (0, UNREACHABLE_ADDRESS + "\n") == (finished.returncode, finished.stdout)
     assert f"otel-tbot: run: no relay ({reason}); the event is not sent\n" == finished.stderr
     launch.wait_for_end()
 
@@ -447,7 +515,8 @@ def launcher_after(statement: str) -> tuple[str, ...]:
         ("bind:error=EADDRINUSE", "Address already in use"),
         ("listen:error=EACCES", "Permission denied"),
         ("clone,clone3,fork,vfork:error=EAGAIN", "Resource temporarily unavailable"),
-        ("setsid:error=EPERM", "it could not be started"),
+        ("setsid:error=EPERM", "its process could not be started"),
+        ("setsid:signal=KILL", "its process was killed"),
     ],
 )
 def test_where_no_relay_can_be_had_the_command_runs_and_reports_nowhere(fault, reason, strace):
@@ -458,21 +527,24 @@ def test_where_no_relay_can_be_had_the_command_runs_and_reports_nowhere(fault, r
     injected = (strace, "-f", "-o", "/dev/null", "-e", f"inject={fault}:when=1", *LAUNCHER)
     finished = launch.run(command, launcher=injected)
 
-    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert (0, UNREACHABLE_ADDRESS + "\n") == (finished.returncode, finished.stdout)
     assert f"otel-tbot: run: no relay ({reason}); the event is not sent\n" == finished.stderr
     launch.wait_for_end()
 
 
-def test_without_pidfd_the_relay_is_there_all_the_same(strace):
-    """A kernel or sandbox without pidfd_open costs the relay's knowledge of the command's end, not the event."""
+@pytest.mark.parametrize("fault", ["error=ENOSYS", "error=EPERM", "signal=KILL"])
+def test_without_pidfd_the_relay_is_there_all_the_same(fault, strace):
+    """A kernel or sandbox without pidfd_open, or a policy that kills for it, costs neither tbot nor the event."""
     launch = Launch(BASIC | CONSENT)
-    injected = (strace, "-o", "/dev/null", "-e", "inject=pidfd_open:error=ENOSYS", *LAUNCHER)
+    # Detached at exec: what the launcher and its forks do is traced, and nothing behind them.
+    injected = (strace, "-f", "-b", "execve", "-o", "/dev/null", "-e", f"inject=pidfd_open:{fault}")
+    waiting = (*injected, sys.executable, "-P", "-m", "otel_tbot", "run", "--")
 
-    finished = launch.run(["sh", "-c", f"exec echo ${ADDRESS}"], launcher=injected)
+    finished = launch.run(["sh", "-c", f"exec echo ${ADDRESS}"], launcher=waiting)
     relay = launch.wait_for_relay()
 
     assert (0, "") == (finished.returncode, finished.stderr)
-    assert finished.stdout != NOWHERE + "\n"
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]*/[0-9a-f]{32}\n", finished.stdout)
     assert b"\0pid\0" in Path(f"/proc/{relay}/cmdline").read_bytes()
     os.kill(relay, signal.SIGKILL)
     launch.wait_for_end()
@@ -497,12 +569,12 @@ def test_few_descriptors_keep_no_command_from_starting():
     [
         (
             {"OTEL_TBOT_TIMEOUT": "canary"},
-            "OTEL_TBOT_TIMEOUT: must be a whole number of milliseconds from 1 to 999999; using 1000",
+            "OTEL_TBOT_TIMEOUT: must be a whole number of milliseconds from 1 to 999999; using 3000",
         ),
         (
             {"OTEL_TBOT_SIGNAL": "canary", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
             "OTEL_TBOT_SIGNAL: must be log or span; using log; OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf or "
-            "grpc; using http/protobuf, or grpc where the endpoint's port is 4317",
+            "grpc; using http/protobuf, or grpc if the endpoint's port is 4317",
         ),
     ],
 )
@@ -511,7 +583,7 @@ def test_malformed_settings_are_one_line_and_the_relay_is_there(environ, line):
     launch = Launch(BASIC | CONSENT | environ)
     process = launch.start(["sh", "-c", f"echo ${ADDRESS}; exec cat"])
 
-    assert NOWHERE != process.stdout.readline().strip()
+    assert UNREACHABLE_ADDRESS != process.stdout.readline().strip()
     launch.wait_for_relay()
     _, err = process.communicate()
 
@@ -525,10 +597,10 @@ def test_a_malformed_endpoint_leaves_the_report_nowhere_to_go():
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
 
-    assert (0, NOWHERE + "\n") == (finished.returncode, finished.stdout)
+    assert (0, UNREACHABLE_ADDRESS + "\n") == (finished.returncode, finished.stdout)
     assert 1 == finished.stderr.count("\n")
     assert finished.stderr.startswith("otel-tbot: run: OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or https:// URL")
-    assert "no relay (there is no endpoint; see `otel-tbot doctor`); the event is not sent\n" in finished.stderr
+    assert "no relay (there is no valid endpoint; run `otel-tbot doctor`); the event is not sent\n" in finished.stderr
     assert "canary" not in finished.stderr
     assert not launch.relays()
 

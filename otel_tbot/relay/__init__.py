@@ -1,1 +1,1 @@
-"""Runs the relay of `otel-tbot run`: the process that takes the one report of one tbot."""
+"""Receives the one report of the tbot behind `otel-tbot run` and sends its event."""

@@ -1,230 +1,376 @@
-"""The relay's work: accepted connections go in, one report of them goes on, and its answer tells what became of it.
+"""Accepts connections in one poll loop that keeps every deadline, and sends the event of the one report.
 
-The bridge's service for one report, read from the socket itself: a thread a connection, one request each. No event loop
-and no server's framework, whose imports (asyncio, uvicorn: 90 ms of processor time) take longer than all of this.
-The time limits count from when a connection was accepted.
+The worker, a thread, imports what reads a request and what sends an event. Even while it imports, the loop accepts
+connections and answers them in time. This uses neither asyncio nor a server framework, because importing one takes
+longer than everything that the relay does.
 """
 
+import _thread
+import errno
+import math
 import os
+import select
 import socket
-import threading
+import sys
 import time
-from queue import SimpleQueue
-from typing import Final
-
-import httptools
 
 from otel_tbot import settings
 from otel_tbot.consent import FROM_REPORT
-from otel_tbot.delivery import EventSender
-from otel_tbot.event import TbotStart
-from otel_tbot.outcome import Outcome
-from otel_tbot.relay.process import REFUSAL, Door
-from otel_tbot.tbot.connect import (
-    MAX_REQUEST_BYTES,
-    ConnectCall,
-    ConnectError,
-    Response,
-    to_error_response,
-    to_response,
-)
+from otel_tbot.errors import OtelTbotError
 
-_LINGER_SECONDS: Final = 1.0
-"""How long a client may take to fetch its answer, or to leave after one that came before it had sent all."""
+TYPE_CHECKING = False  # see process
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
-_PIECE_BYTES: Final = 16 * 1024
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_HTTP: Final = Response(400)
-_BUSY: Final = to_error_response("resource_exhausted", "this relay has taken the one report it is for")
-# As if it had left already, which it is about to.
-_DONE: Final = to_error_response("unavailable", "this relay has sent the one report it is for")
+    from otel_tbot.delivery import EventSender
+    from otel_tbot.outcome import Outcome
+    from otel_tbot.relay.http_request import HttpRequest
+
+LIFETIME_SECONDS: "Final" = 60.0
+"""How long the relay waits for a report. tbot reports while it joins."""
+
+MAX_CONNECTIONS: "Final" = 64
+"""How many connections are open at once. More wait in the socket's queue."""
+
+LINGER_SECONDS: "Final" = 1.0
+"""How long a client may take to disconnect after a response that came before the end of its request."""
+
+_READ_BYTES: "Final" = 16 * 1024
+_MAX_UNREAD_BYTES: "Final" = 64 * 1024
+"""How much of a request is kept while the worker imports what reads it."""
+
+_NO_THREAD: "Final" = "the relay cannot start a thread; raise the limit of tasks"
+
+_ACCEPT_PAUSE_SECONDS: "Final" = 0.05
+_ACCEPT_PATIENCE_SECONDS: "Final" = 1.0
+_CLIENT_ERRORS: "Final" = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EINTR))
+_RESOURCE_ERRORS: "Final" = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+# Source: linux/tcp.h, struct tcp_info: eight bytes of flags, then 32-bit numbers; tcpi_last_data_recv is the twelfth.
+_TCP_INFO_BYTES: "Final" = 56
+_LAST_DATA_RECEIVED: "Final" = slice(52, 56)
 
 
-def serve(door: Door, *, path_prefix: str, timeout_seconds: float) -> None:
-    """Serves what comes through *door* until that ends the process, or until one report was answered, which does too.
+class _Connection:
+    """One client's connection: what it sent so far, and when it must be answered, by time.monotonic."""
 
-    A report on *path_prefix* is answered within *timeout_seconds* of its connection, a daemon's within 10 s; a
-    connection that brings none in *timeout_seconds* is refused.
+    def __init__(self, connection: socket.socket, *, connected_at: float, timeout_seconds: float) -> None:
+        self.socket = connection
+        self.connected_at = connected_at
+        self.deadline = connected_at + timeout_seconds
+        self.received_ns = 0
+        self.unread = b""
+        self.request: "HttpRequest | None" = None
+        self.has_ended = False
+        self.is_answered = False
+
+    def is_readable(self) -> bool:
+        """Whether more of the request can be read now."""
+        return not self.has_ended and len(self.unread) < _MAX_UNREAD_BYTES
+
+
+class Relay:
+    """Receives one report at *path_prefix* and sends its event.
+
+    A report is answered within *timeout_seconds* of its connection, a daemon's report within 10 s. A connection without
+    a report gets `unavailable` at *timeout_seconds*. A probe (see HttpRequest) is answered once an event could be sent.
+    Either ends the relay. *command_end* is a descriptor that is readable once the command has ended. The worker calls
+    *load* for the class that reads requests.
     """
-    relay = _Relay(door, path_prefix, timeout_seconds)
-    taken: SimpleQueue[tuple[socket.socket, float]] = SimpleQueue()
-    # By this thread and not by the door's: where a thread dies at its start, for want of memory, the one that starts it
-    # waits for good, and it is the door that then ends what hangs.
-    door.open_to(lambda connection, accepted_at: taken.put((connection, accepted_at)))
-    try:
-        # The report is seldom there already, and importing what sends it is what would take most of its time.
-        relay.sender.start()
-    except RuntimeError:
-        pass  # there can be no more threads; sending imports what it needs
-    while True:
-        relay.take(*taken.get())
 
-
-class _Relay:
-    """One report's way: the connection it came on, its sending, its answer."""
-
-    def __init__(self, door: Door, path_prefix: str, timeout_seconds: float) -> None:
-        self._door = door
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        load: "Callable[[], type[HttpRequest]]",
+        path_prefix: str,
+        timeout_seconds: float,
+        command_end: int | None = None,
+        lifetime_seconds: float = LIFETIME_SECONDS,
+    ) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._load_class = load
         self._path_prefix = path_prefix
         self._timeout_seconds = timeout_seconds
-        self.sender = EventSender(os.environ, origin=FROM_REPORT, is_local=True)
-        self._lock = threading.Lock()
-        self._has_report = False
-        self._is_sent = False
+        self._command_end = command_end
+        self._ends_at = time.monotonic() + lifetime_seconds
+        self._connections: dict[int, _Connection] = {}
+        self._accept_again_at = 0.0
+        self._failing_since = 0.0
+        # The connection of the one report or probe.
+        self._reporter: _Connection | None = None
+        self._is_submitted = False
+        self._is_done = False
+        self._wake_reader, self._wake_writer = os.pipe()
+        # The worker sets these and then wakes the loop.
+        self._request_class: "type[HttpRequest] | None" = None
+        self._sender: "EventSender | None" = None
+        self._problem = ""
+        self._outcome: "Outcome | None" = None
 
-    def take(self, connection: socket.socket, accepted_at: float) -> None:
-        """Serves *connection* in a thread of its own; closes it where there can be none."""
+    def run(self) -> None:
+        """Serves until the report is answered, or until the command or the lifetime has ended and no client waits."""
+        self._start_worker()
+        while not self._is_done and (self._is_listening() or self._connections):
+            self._wait()
+            if time.monotonic() >= self._ends_at:
+                self._stop_listening()
+            self._accept()
+            for connection in list(self._connections.values()):
+                self._advance(connection)
+
+    # The loop.
+
+    def _wait(self) -> None:
+        """Waits for a client, the worker, the command's end or the next deadline, and reads what clients sent."""
+        now = time.monotonic()
+        deadlines = [connection.deadline for connection in self._connections.values()]
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        if self._is_listening():
+            deadlines.append(self._ends_at)
+            if self._command_end is not None:
+                poll.register(self._command_end, select.POLLIN)
+            if self._accept_again_at > now:
+                deadlines.append(self._accept_again_at)
+            elif len(self._connections) < MAX_CONNECTIONS:
+                poll.register(self._listener, select.POLLIN)
+        for fd, connection in self._connections.items():
+            if connection is not self._reporter and connection.is_readable():
+                poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(math.ceil(max(min(deadlines) - now, 0) * 1000))}
+        if self._wake_reader in ready:
+            os.read(self._wake_reader, _READ_BYTES)
+        for fd in ready & self._connections.keys():
+            self._receive(self._connections[fd])
+        if self._command_end in ready:
+            self._stop_listening()
+
+    def _advance(self, connection: _Connection) -> None:
+        """Answers *connection* if it can be answered or has reached its deadline."""
+        if connection.is_answered:
+            if time.monotonic() >= connection.deadline:
+                self._close(connection)
+        elif connection is self._reporter and connection.request is not None:
+            self._serve_reporter(connection, connection.request)
+        elif self._request_class is None:
+            self._answer_unparsed(connection)
+        else:
+            self._read_request(connection, self._request_class)
+        is_waiting = connection.socket.fileno() >= 0 and not connection.is_answered
+        if is_waiting and time.monotonic() >= connection.deadline:
+            self._answer(connection, TIMEOUT_RESPONSE)
+
+    def _is_listening(self) -> bool:
+        return self._listener.fileno() >= 0
+
+    def _stop_listening(self) -> None:
+        """Accepts the clients that are connected already. The system refuses later ones, so they do not wait."""
+        self._accept_again_at = 0.0
+        self._accept()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while self._is_listening() and len(self._connections) < MAX_CONNECTIONS:
+            now = time.monotonic()
+            if now < self._accept_again_at:
+                return
+            try:
+                accepted, _ = self._listener.accept()
+            except BlockingIOError:
+                self._failing_since = 0.0
+                return
+            except OSError as error:
+                self._handle_accept_error(error, now)
+                return
+            self._failing_since = 0.0
+            accepted.setblocking(False)
+            self._connections[accepted.fileno()] = _Connection(
+                accepted, connected_at=now - _read_idle_seconds(accepted), timeout_seconds=self._timeout_seconds
+            )
+
+    def _handle_accept_error(self, error: OSError, now: float) -> None:
+        """Pauses, or refuses every client if the error is permanent or nothing can end it."""
+        self._failing_since = self._failing_since or now
+        self._accept_again_at = now + _ACCEPT_PAUSE_SECONDS
+        if error.errno in _RESOURCE_ERRORS and self._connections:
+            return  # a connection that ends frees what the next one needs
+        is_permanent = error.errno not in _RESOURCE_ERRORS | _CLIENT_ERRORS
+        if is_permanent or now - self._failing_since >= _ACCEPT_PATIENCE_SECONDS:
+            self._listener.close()
+
+    def _receive(self, connection: _Connection) -> None:
         try:
-            threading.Thread(target=self._serve, args=(connection, accepted_at), daemon=True).start()
-        except RuntimeError:  # a limit of processes, or of memory
-            self._door.watch_no_more(connection)
-            connection.close()
-            self._door.release()
-
-    def _serve(self, connection: socket.socket, accepted_at: float) -> None:
-        request = _Request(connection, accepted_at + self._timeout_seconds, self._path_prefix, self._door)
-        is_reporter = False
-        try:
-            with connection:
-                event = request.read()
-                if event is None:
-                    return
-                is_reporter = self._claim()
-                if is_reporter:
-                    outcome = self._send(event, connection, accepted_at)
-                    self._is_sent = True
-                    request.answer(to_response(outcome, is_json=request.is_json))
-                else:
-                    request.answer(_DONE if self._is_sent else _BUSY)
-        except OSError:
-            pass  # nobody is there any more
-        finally:
-            if is_reporter:
-                # The report was sent and its connection has the answer; whoever else is connected.
-                os._exit(0)
-            self._door.watch_no_more(connection)
-            self._door.release()
-
-    def _claim(self) -> bool:
-        """Whether the report at hand is the one that this relay is for."""
-        with self._lock:
-            is_first = not self._has_report
-            self._has_report = True
-        return is_first
-
-    def _send(self, event: TbotStart, connection: socket.socket, accepted_at: float) -> Outcome:
-        time_ns = time.time_ns()
-        is_daemon = event.run_mode == "daemon"
-        deadline = accepted_at + (settings.DAEMON_TIMEOUT_MS / 1000 if is_daemon else self._timeout_seconds)
-        self._door.watch(connection, deadline)
-        self._door.close()
-        return self.sender.send([(event, time_ns)], deadline=deadline)
-
-
-class _Request:
-    """The request of one connection, read until *limit*, in the time of time.monotonic, and its answer.
-
-    *door* watches the connection meanwhile.
-    """
-
-    def __init__(self, connection: socket.socket, limit: float, path_prefix: str, door: Door) -> None:
-        self.is_json = False
-        self._connection = connection
-        self._limit = limit
-        self._path_prefix = path_prefix
-        self._door = door
-        self._parser = httptools.HttpRequestParser(self)
-        self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._call: ConnectCall | None = None
-        self._refused: Response | None = None
-        self._is_complete = False
-
-    def read(self) -> TbotStart | None:
-        """The event that the request reports; None where it reports none, and has its answer, or has gone."""
-        head_bytes = 0
-        try:
-            while not self._is_complete:
-                piece = _receive(self._connection, self._limit)
-                if piece is None:
-                    self._write(REFUSAL)
-                if not piece:
-                    return None
-                self._parser.feed_data(piece)
-                if self._refused is not None:
-                    raise ConnectError(self._refused)
-                head_bytes += len(piece)
-                if self._call is None and head_bytes > MAX_REQUEST_BYTES:
-                    raise ConnectError(_NO_HTTP)
-            return self._call.finish()  # type: ignore[union-attr]  # a complete request has a head
-        except httptools.HttpParserError:
-            self.answer(_NO_HTTP)
-        except ConnectError as refused:
-            self.answer(refused.response)
-        return None
-
-    def answer(self, response: Response) -> None:
-        """Sends *response*; the connection ends with it."""
-        fields = (
-            *response.headers,
-            (b"content-length", b"%d" % len(response.body)),
-            # A relay that has answered leaves; a client that kept its connection would find nobody there.
-            (b"connection", b"close"),
-        )
-        head = b"".join(b"%s: %s\r\n" % field for field in fields)
-        self._write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (response.status, head, response.body))
-
-    def _write(self, text: bytes) -> None:
-        self._door.watch(self._connection, time.monotonic() + 2 * _LINGER_SECONDS)
-        self._connection.settimeout(_LINGER_SECONDS)
-        self._connection.sendall(text)
-        if not self._is_complete:
-            # What is left unread would turn the close into a reset, and the answer could be lost.
-            self._connection.shutdown(socket.SHUT_WR)
-            limit = time.monotonic() + _LINGER_SECONDS
-            while _receive(self._connection, limit):
-                pass
-
-    # What the parser calls. It wraps what these raise, so a refusal is kept for the one who feeds it.
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        if self._is_complete:
-            return  # a request behind the one that is answered: the connection ends before it
-        path = self._url.partition(b"?")[0].decode("ascii", "surrogateescape")
-        method = self._parser.get_method().decode()
-        try:
-            self._call = ConnectCall(method, path, self._headers, path_prefix=self._path_prefix)
-        except ConnectError as refused:
-            self._refused = refused.response
+            data = connection.socket.recv(_READ_BYTES)
+        except BlockingIOError:
             return
-        self.is_json = self._call.is_json
-        if (b"expect", b"100-continue") in self._headers:
-            self._connection.sendall(_CONTINUE)
+        except OSError:
+            self._close(connection)
+            return
+        connection.has_ended = not data
+        if not connection.is_answered:
+            connection.unread += data
+        elif not data:
+            self._close(connection)
 
-    def on_body(self, piece: bytes) -> None:
+    # Requests.
+
+    def _answer_unparsed(self, connection: _Connection) -> None:
+        """Answers with the reason why nothing can read requests, if there is one."""
+        if self._problem and (b"\r\n\r\n" in connection.unread or not connection.is_readable()):
+            self._answer(connection, to_unavailable_response(self._problem))
+
+    def _read_request(self, connection: _Connection, request_class: "type[HttpRequest]") -> None:
+        request = connection.request = connection.request or request_class(path_prefix=self._path_prefix)
+        data, connection.unread = connection.unread, b""
+        if data and (interim := request.feed(data)):
+            try:
+                connection.socket.send(interim)
+            except OSError:
+                self._close(connection)
+                return
+        if request.event is not None or request.is_probe:
+            if self._reporter is None:
+                self._take(connection, request)
+            else:
+                self._answer(connection, request.to_response(None))
+        elif request.response is not None:
+            self._answer(connection, request.response)
+        elif connection.has_ended:
+            self._close(connection)
+
+    def _take(self, connection: _Connection, request: "HttpRequest") -> None:
+        """Keeps *connection* as the one with the report or probe."""
+        self._reporter = connection
+        connection.received_ns = time.time_ns()
+        if request.event is not None and request.event.run_mode == "daemon":
+            connection.deadline = connection.connected_at + settings.DAEMON_TIMEOUT_MS / 1000
+        self._stop_listening()
+        self._serve_reporter(connection, request)
+
+    def _serve_reporter(self, connection: _Connection, request: "HttpRequest") -> None:
+        """Sends the report's event once that is possible, and answers once its outcome is known."""
+        if self._problem:
+            self._answer(connection, to_unavailable_response(self._problem))
+        elif self._outcome is not None:
+            self._answer(connection, request.to_response(self._outcome))
+        elif self._sender is not None and request.is_probe:
+            self._answer(connection, PROBE_RESPONSE)
+        elif self._sender is not None and request.event is not None and not self._is_submitted:
+            self._is_submitted = True
+            batch = [(request.event, connection.received_ns)]
+            self._sender.submit(batch, deadline=connection.deadline, on_outcome=self._set_outcome)
+
+    def _answer(self, connection: _Connection, response: bytes) -> None:
+        """Sends *response*, the last on *connection*, and closes it once the client has read it.
+
+        After a report or a probe there is nothing to wait for: the relay is done.
+        """
+        is_complete = connection.request is not None and connection.request.is_complete
+        starts = (f"POST {self._path_prefix}/".encode(), f"GET {self._path_prefix} ".encode())
+        is_report = connection.unread.startswith(starts)
+        connection.is_answered = True
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        connection.unread = b""
         try:
-            if self._call is not None and not self._is_complete:
-                self._call.add(piece)
-        except ConnectError as refused:
-            self._refused = self._refused or refused.response
+            connection.socket.send(response)
+            # Closing with data unread would reset the connection, and the client could lose the response.
+            connection.socket.shutdown(socket.SHUT_WR)
+            if is_complete:
+                connection.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            pass  # nothing is unread
+        except OSError:
+            is_complete = True
+        if connection is self._reporter:
+            self._is_done = True
+        elif is_report:
+            self._stop_listening()
+        elif is_complete:
+            self._close(connection)
 
-    def on_message_complete(self) -> None:
-        self._is_complete = True
+    def _close(self, connection: _Connection) -> None:
+        self._connections.pop(connection.socket.fileno(), None)
+        connection.socket.close()
+        self._accept_again_at = 0.0
+
+    # The worker.
+
+    def _start_worker(self) -> None:
+        try:
+            # Not threading.Thread: its start() waits for the thread, and for ever if memory has run out.
+            _thread.start_new_thread(self._work, ())
+        except RuntimeError:
+            self._problem = _NO_THREAD
+
+    def _work(self) -> None:
+        """Imports what reads a request, and then what sends an event."""
+        try:
+            self._request_class = self._load_class()
+            self._wake()
+            from otel_tbot.delivery import EventSender
+
+            sender = EventSender(os.environ, origin=FROM_REPORT, is_local=True)
+            sender.load()
+            self._start_sender(sender)
+        except BaseException as error:  # noqa: BLE001  # an edge: the client is told what is missing
+            self._problem = f"the relay cannot load what it needs: {describe_import_error(error)}"
+        self._wake()
+
+    def _start_sender(self, sender: "EventSender") -> None:
+        try:
+            sender.start()
+            self._sender = sender
+        except RuntimeError:
+            self._problem = _NO_THREAD
+
+    def _set_outcome(self, outcome: "Outcome") -> None:
+        self._outcome = outcome
+        self._wake()
+
+    def _wake(self) -> None:
+        os.write(self._wake_writer, b".")
 
 
-def _receive(connection: socket.socket, limit: float) -> bytes | None:
-    """What comes next from *connection*, b"" for its end, None where *limit* has passed first."""
-    remaining_seconds = limit - time.monotonic()
-    if remaining_seconds <= 0:
-        return None
-    connection.settimeout(remaining_seconds)
+def to_unavailable_response(message: str) -> bytes:
+    """Returns a whole HTTP response with the Connect error `unavailable`. Pure."""
+    text = message.replace("\\", "/").replace('"', "'")
+    body = f'{{"code":"unavailable","message":"{text}"}}'
+    return (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    ).encode("ascii", "replace")
+
+
+TIMEOUT_RESPONSE: "Final" = to_unavailable_response("no report was received and answered within the limit")
+PROBE_RESPONSE: "Final" = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+
+
+def describe_import_error(error: BaseException) -> str:
+    """Returns the class of *error* and the module that raised it, or that is missing, but no path. Pure.
+
+    The text of our own errors is returned as it is, because it contains no value.
+    """
+    if isinstance(error, OtelTbotError):
+        return str(error)
+    module = error.name if isinstance(error, ImportError) else None
+    traceback = error.__traceback__
+    while traceback is not None and not isinstance(error, ImportError):
+        module = traceback.tb_frame.f_globals.get("__name__", module)
+        traceback = traceback.tb_next
+    name = "".join(letter for letter in module or "" if letter.isascii() and (letter.isalnum() or letter in "._"))
+    return f"{type(error).__name__} in {name}" if name else type(error).__name__
+
+
+def _read_idle_seconds(connection: socket.socket) -> float:
+    """Returns how long ago the client of a new connection sent data or connected, 0 if the system does not say."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
     try:
-        return connection.recv(_PIECE_BYTES)
-    except TimeoutError:
-        return None
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:  # a sandbox without it
+        return 0.0
+    seconds = int.from_bytes(info[_LAST_DATA_RECEIVED], sys.byteorder) / 1000
+    return seconds if seconds < LIFETIME_SECONDS else 0.0

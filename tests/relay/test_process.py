@@ -1,57 +1,64 @@
+"""The relay's loop in a process of its own, with a worker that hangs, fails or loads at once."""
+
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from otel_tbot.relay.process import REFUSAL
+from otel_tbot.event import TbotStart
+from otel_tbot.relay.server import LIFETIME_SECONDS, LINGER_SECONDS
+from otel_tbot.tbot.report import PROCEDURE, to_report
 from tests.support.checkout import ROOT
+from tests.support.polling import poll_until
 from tests.support.processes import CONSENT, Launch
 
-KEEP = """
-import socket, sys, threading
-from otel_tbot.relay.process import Door
-fd, timeout_seconds, lifetime_seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-door = Door(socket.socket(fileno=fd), timeout_seconds=timeout_seconds, report_start=b"POST /secret/",
-    lifetime_seconds=lifetime_seconds)
+RELAY = """
+import os, socket, sys, threading
+from otel_tbot.relay import server
+from otel_tbot.relay.process import load_request_class
+
+def hang():
+    threading.Event().wait()
+
+def fail():
+    import otel_tbot.nonexistent
+
+load = load_request_class
+listener = socket.socket(fileno=int(sys.argv[1]))
 {body}
-def close_with_input():
-    sys.stdin.read()
-    door.close()
-threading.Thread(target=close_with_input, daemon=True).start()
-door.keep()
+relay = server.Relay(listener, load=load, path_prefix="/secret", timeout_seconds=float(sys.argv[2]),
+    lifetime_seconds=float(sys.argv[3]), command_end=0)
+relay.run()
+os._exit(0)
 """
-TAKE = """
-def take(connection, accepted_at):
-    connection.setblocking(True)
-    with connection:
-        try:
-            connection.sendall(connection.recv(100))
-        except ConnectionResetError:
-            pass
-    door.watch_no_more(connection)
-    door.release()
-door.open_to(take)
-"""
-HANG = """
-door.open_to(lambda connection, accepted_at: None)
-"""
+HANGING = "load = hang"
+FAILING = "load = fail"
+REPORT = to_report(TbotStart(run_mode="one-shot")).SerializeToString()
+POST = f"POST /secret{PROCEDURE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n".encode()
+PROBE = b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
+UNREACHABLE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
 
 
 @contextmanager
-def keeping(
-    body: str = "", *, timeout_seconds: float, lifetime_seconds: float
+def relaying(
+    body: str = "", *, timeout_seconds: float = 60, lifetime_seconds: float = 60
 ) -> Iterator[tuple[int, subprocess.Popen]]:
-    """A door in a process of its own; its port and that process."""
+    """A relay in its own process; its port and that process, whose input stands for the command."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arguments = [str(listener.fileno()), str(timeout_seconds), str(lifetime_seconds)]
         process = subprocess.Popen(
-            [sys.executable, "-c", KEEP.format(body=body), *arguments],
+            [sys.executable, "-c", RELAY.format(body=body), *arguments],
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
+            env=os.environ | UNREACHABLE,
         )
         port = listener.getsockname()[1]
     try:
@@ -60,86 +67,155 @@ def keeping(
         process.communicate(timeout=60)
 
 
+def connect(port: int) -> socket.socket:
+    """A connection that has sent nothing yet."""
+    return socket.create_connection(("127.0.0.1", port))
+
+
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Everything that arrives until the other side closes."""
     return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
-def test_a_connection_that_nobody_takes_is_refused_in_tbot_s_protocol():
-    """While the relay still imports, a connection at its limit gets `unavailable`, whatever it has sent so far."""
-    with keeping(timeout_seconds=0.1, lifetime_seconds=60) as (port, _):
-        for sent in (b"", b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 30_000):
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.sendall(sent)
-                head, _, body = read_all(connection).partition(b"\r\n\r\n")
+def exchange(port: int, sent: bytes) -> bytes:
+    """The response to *sent*."""
+    with connect(port) as connection:
+        connection.sendall(sent)
+        return read_all(connection)
 
-            assert head.startswith(b"HTTP/1.1 503 ")
-            assert f"Content-Length: {len(body)}".encode() in head.splitlines()
+
+def is_disconnected(connection: socket.socket) -> bool:
+    """Whether the other side closes or resets the connection without a response."""
+    try:
+        return read_all(connection) == b""
+    except ConnectionResetError:
+        return True
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_connection_gets_unavailable_at_its_deadline_while_the_worker_imports():
+    """The loop answers in tbot's protocol, whatever the connection has sent so far."""
+    with relaying(HANGING, timeout_seconds=0.1) as (port, _):
+        for sent in (b"", b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 30_000):
+            headers, _, body = exchange(port, sent).partition(b"\r\n\r\n")
+
+            assert headers.startswith(b"HTTP/1.1 503 ")
+            assert f"Content-Length: {len(body)}".encode() in headers.splitlines()
             assert "unavailable" == json.loads(body)["code"]
 
 
-def test_the_process_ends_when_what_it_refused_was_the_report():
-    """A report that came before the relay could read it has its answer; there is nothing to stay for."""
-    with keeping(timeout_seconds=0.1, lifetime_seconds=60) as (port, process):
-        for path in ("/else/", "/secret/"):
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                assert process.poll() is None
-                connection.sendall(f"POST {path}x HTTP/1.1\r\n\r\n".encode())
-
-                assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+def test_the_relay_ends_after_a_report_that_it_could_not_read_in_time():
+    """A report that arrives before the relay can read it is answered, and no other report will come."""
+    with relaying(HANGING, timeout_seconds=0.1) as (port, process):
+        assert exchange(port, b"POST /else/x HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        assert process.poll() is None
+        assert exchange(port, b"POST /secret/x HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
         assert 0 == process.wait(60)
 
 
-def test_connections_that_came_early_are_handed_over_with_those_that_come_later():
-    """What was accepted before somebody takes connections is taken too."""
-    body = "held = threading.Event()\ndef later():\n    held.wait()\n    exec(TAKE)\nTAKE = '''" + TAKE + "'''\n"
-    body += "threading.Thread(target=later, daemon=True).start()\ndoor_hold = door.hold\n"
-    body += "def hold():\n    door_hold()\n    held.set()\ndoor.hold = hold\n"
-    with keeping(body, timeout_seconds=60, lifetime_seconds=60) as (port, _):
-        for sent in (b"early", b"late"):
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.sendall(sent)
+def test_a_request_that_arrives_before_the_parser_is_read_by_it():
+    """Bytes that were received while the worker imported count, and so does the end of the client's stream."""
+    body = "inner = load\ndef load():\n    sys.stdin.readline()\n    return inner()"
+    body += "\ncommand = os.dup(0)"
+    with relaying(body) as (port, process):
+        with connect(port) as whole, connect(port) as ended:
+            whole.sendall(b"GET /else HTTP/1.1\r\nHost: x\r\n\r\n")
+            ended.sendall(b"GET /else HTTP/1.1\r\nHost: x\r\n\r\n")
+            ended.shutdown(socket.SHUT_WR)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
 
-                assert sent == read_all(connection)
+            assert read_all(whole).startswith(b"HTTP/1.1 404 ")
+            assert read_all(ended).startswith(b"HTTP/1.1 404 ")
 
 
-def test_a_connection_that_breaks_off_is_no_matter():
-    """Connections that are reset before or after they are accepted leave the door open for others."""
-    with keeping(TAKE, timeout_seconds=60, lifetime_seconds=60) as (port, _):
+def test_a_report_learns_what_the_relay_cannot_load():
+    """If an import fails, the response names the exception and the module, and the relay ends."""
+    with relaying(FAILING) as (port, process):
+        response = exchange(port, POST + b"Content-Length: %d\r\n\r\n" % len(REPORT) + REPORT)
+
+        assert response.startswith(b"HTTP/1.1 503 ")
+        error = json.loads(response.partition(b"\r\n\r\n")[2])
+        assert "unavailable" == error["code"]
+        message = "the relay cannot load what it needs: ModuleNotFoundError in otel_tbot.nonexistent"
+        assert message == error["message"]
+        assert 0 == process.wait(60)
+
+
+def test_a_request_without_the_secret_does_not_end_a_relay_that_cannot_load():
+    """It is answered, and the report after it still learns the reason."""
+    with relaying(FAILING) as (port, _):
+        assert exchange(port, b"POST /else HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        assert b"ModuleNotFoundError" in exchange(port, POST + b"Content-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("body", [FAILING, ""], ids=["failing", "loaded"])
+def test_a_probe_is_answered_and_ends_the_relay(body):
+    """`GET` on the address gets 204 if an event could be sent, otherwise the reason."""
+    with relaying(body) as (port, process):
+        response = exchange(port, PROBE)
+
+        assert response.startswith(b"HTTP/1.1 503 " if body else b"HTTP/1.1 204 ")
+        assert bool(body) == (b"ModuleNotFoundError in otel_tbot.nonexistent" in response)
+        assert 0 == process.wait(60)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /secre HTTP/1.1\r\n\r\n", b"GET /secret/ HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
+)
+def test_only_get_on_the_whole_address_is_a_probe(sent):
+    """Every other GET is not found, and the relay stays."""
+    with relaying() as (port, process):
+        assert exchange(port, sent).startswith(b"HTTP/1.1 404 ")
+        assert process.poll() is None
+
+
+def test_connections_that_are_reset_do_not_matter():
+    """Connections that are reset before or after they are accepted do not disturb others."""
+    with relaying() as (port, _):
         for _ in range(3):
-            with socket.create_connection(("127.0.0.1", port)) as connection:
+            with connect(port) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"x")
 
-            assert b"x" == read_all(connection)
+        assert exchange(port, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
 
-@pytest.mark.parametrize("body", ["", TAKE])
+@pytest.mark.parametrize("body", [HANGING, FAILING, ""])
 def test_the_process_ends_with_its_lifetime(body):
     """Without a report the process ends by itself, with status 0."""
-    with keeping(body, timeout_seconds=60, lifetime_seconds=0.1) as (_, process):
+    with relaying(body, lifetime_seconds=0.1) as (_, process):
         assert 0 == process.wait(60)
 
 
-def test_the_process_ends_when_it_is_closed_and_nothing_is_held():
-    """Closed, it waits for what is held and for nothing else."""
-    body = "door.hold()\ndoor.close()\nthreading.Timer(0.05, door.release).start()\n"
-    with keeping(body, timeout_seconds=60, lifetime_seconds=60) as (_, process):
+@pytest.mark.parametrize("body", [HANGING, FAILING, ""])
+def test_the_process_ends_with_the_command(body):
+    """When the command has ended and no client waits, the relay ends, whatever its worker does."""
+    with relaying(body) as (_, process):
+        process.stdin.close()
+        assert 0 == process.wait(60)
+        process.stdin = None
+
+
+def test_a_client_that_waits_is_answered_after_the_command_has_ended():
+    """The command's end closes the listener, and connections until then keep their deadline."""
+    with relaying(HANGING, timeout_seconds=1) as (port, process):
+        with connect(port) as connection:
+            process.stdin.close()
+            process.stdin = None
+            assert read_all(connection).startswith(b"HTTP/1.1 503 ")
         assert 0 == process.wait(60)
 
 
-def test_the_process_ends_though_a_thread_hangs():
-    """What is held for ever ends at the last resort: the lifetime, the longest limit and a second."""
-    body = "door.hold()\ndoor._ends_at = door._closes_at\n"
-    with keeping(body, timeout_seconds=60, lifetime_seconds=0.1) as (_, process):
-        assert 0 == process.wait(60)
-
-
-def test_more_connections_than_the_door_holds_wait_their_turn():
-    """Beyond the bound, connections wait in the socket's queue until one ends."""
-    with keeping(timeout_seconds=0.2, lifetime_seconds=60) as (port, _):
-        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+@pytest.mark.parametrize("body", [HANGING, ""])
+def test_connections_beyond_the_limit_wait_their_turn(body):
+    """Beyond the limit, connections wait in the socket's queue until one ends."""
+    with relaying(body, timeout_seconds=0.2) as (port, _):
+        connections = [connect(port) for _ in range(100)]
 
         for connection in connections:
             with connection:
@@ -148,52 +224,147 @@ def test_more_connections_than_the_door_holds_wait_their_turn():
 
 def test_the_relay_survives_running_out_of_descriptors():
     """At a low limit of descriptors the relay answers one connection after the other, and does not spin."""
-    body = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
-    with keeping(body, timeout_seconds=0.1, lifetime_seconds=60) as (port, _):
-        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+    body = f"{HANGING}\nimport resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
+    with relaying(body, timeout_seconds=0.1) as (port, process):
+        connections = [connect(port) for _ in range(30)]
 
         for connection in connections:
             with connection:
                 assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+        assert cpu_seconds(process.pid) < 1.0
 
 
-def test_a_relay_that_cannot_start_closes_what_waits():
-    """A broken installation ends the relay, and tbot's connection with it; tbot itself is not disturbed."""
+@pytest.mark.parametrize(
+    "name",
+    ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EINVAL", "EACCES", "EOPNOTSUPP", "ECONNABORTED", "ENOSYS"],
+)
+def test_an_accept_that_always_fails_refuses_the_client_soon(name, strace, tmp_path):
+    """Whatever accept() reports, the client is refused long before its own limit, and the relay does not spin."""
+    trace = tmp_path / "trace"
+    injected = [strace, "-o", str(trace), "-e", f"inject=accept,accept4:error={name}"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [*injected, sys.executable, "-c", RELAY.format(body=HANGING), str(listener.fileno()), "60", "60"],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+        )
+        port = listener.getsockname()[1]
+    with connect(port) as connection:
+        assert is_disconnected(connection)
+    assert 0 == process.wait(LIFETIME_SECONDS / 2)
+    process.stdin.close()
+
+    assert trace.read_text().count("accept") < 100
+
+
+def test_a_socket_that_does_not_listen_ends_the_relay():
+    """A descriptor that is not a listener, or not a socket, cannot be accepted from."""
+    with relaying("listener = socket.socket()") as (_, process):
+        assert 0 == process.wait(60)
+
+
+def test_the_limit_counts_from_the_connection_and_not_from_accept():
+    """A relay that was stopped while a client connected answers at the client's limit, not at its own."""
+    with relaying(HANGING, timeout_seconds=4) as (port, process):
+        assert exchange(port, b"POST / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        os.kill(process.pid, signal.SIGSTOP)
+        with connect(port) as connection:
+            connected_at = time.monotonic()
+            connection.sendall(b"POST /secret/x HTTP/1.1\r\n")
+            poll_until(lambda: time.monotonic() - connected_at >= 3, waiting_for="most of the limit to pass")
+            os.kill(process.pid, signal.SIGCONT)
+            assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+            waited = time.monotonic() - connected_at
+
+    # Counted from accept, it would be 7 s.
+    assert 3.5 <= waited < 6
+
+
+def test_a_connection_that_is_past_its_limit_at_accept_is_answered_at_once():
+    """A relay that starts too late does not begin another limit."""
+    with relaying(HANGING, timeout_seconds=2) as (port, process):
+        assert exchange(port, b"POST / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        os.kill(process.pid, signal.SIGSTOP)
+        with connect(port) as connection:
+            connected_at = time.monotonic()
+            poll_until(lambda: time.monotonic() - connected_at >= 2.5, waiting_for="the limit to pass")
+            os.kill(process.pid, signal.SIGCONT)
+            resumed_at = time.monotonic()
+            assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+
+        assert time.monotonic() - resumed_at < 1.5
+
+
+def test_a_broken_installation_is_what_the_report_gets():
+    """A broken httptools costs the event; tbot learns why, and is not disturbed."""
     launch = Launch({**CONSENT, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})
     environ = launch.environ | {"PYTHONPATH": str(ROOT / "tests" / "support" / "broken")}
 
     process = launch.start(["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"], env=environ)
-    port = int(process.stdout.readline().split(":")[2].partition("/")[0])
-    with socket.socket() as connection:
-        ended = connection.connect_ex(("127.0.0.1", port)) or read_until_end(connection)
+    port, _, secret = process.stdout.readline().strip().split(":")[2].partition("/")
+    head = POST.replace(b"/secret", b"/" + secret.encode())
+    response = exchange(int(port), head + b"Content-Length: %d\r\n\r\n" % len(REPORT) + REPORT)
     out, err = process.communicate("still here\n")
 
-    assert ended
+    assert response.startswith(b"HTTP/1.1 503 ")
+    assert b'"the relay cannot load what it needs: RuntimeError in httptools"' in response
+    assert str(ROOT).encode() not in response
     assert (0, "still here\n", "") == (process.returncode, out, err)
     launch.wait_for_end()
 
 
-def read_until_end(connection: socket.socket) -> bool:
-    """Whether the other side closed without a word, or reset."""
-    try:
-        return read_all(connection) == b""
-    except ConnectionResetError:
-        return True
+NO_THREADS = """
+import _thread
+start = _thread.start_new_thread
+started = []
+def start_few(*arguments):
+    if len(started) == {count}:
+        raise RuntimeError
+    started.append(start(*arguments))
+_thread.start_new_thread = start_few
+import threading
+threading._start_new_thread = start_few
+if hasattr(threading, "_start_joinable_thread"):
+    def start_joinable(*arguments, **keywords):
+        raise RuntimeError
+    threading._start_joinable_thread = start_joinable
+"""
 
 
-def test_what_hangs_is_cut_off_and_its_process_ends():
-    """A connection that was taken and never served is refused near its limit, and the process does not stay behind."""
-    with keeping(HANG, timeout_seconds=0.5, lifetime_seconds=600) as (port, process):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"POST /secret/ HTTP/1.1\r\n")
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_report_learns_that_no_thread_can_be_started(count):
+    """At a limit of tasks the report is answered at once, and the relay ends."""
+    with relaying(NO_THREADS.format(count=count)) as (port, process):
+        response = exchange(port, POST + b"Content-Length: %d\r\n\r\n" % len(REPORT) + REPORT)
 
-            assert REFUSAL == read_all(connection)
+        assert b"the relay cannot start a thread; raise the limit of tasks" in response
         assert 0 == process.wait(60)
 
 
-def test_the_process_ends_with_its_door():
-    """Should the door itself fail, for want of memory, say, the process ends, and no client waits for it."""
-    body = "door._accept = lambda: [].pop()"
-    with keeping(body, timeout_seconds=60, lifetime_seconds=600) as (port, process):
-        with socket.create_connection(("127.0.0.1", port)):
-            assert 1 == process.wait(60)
+def test_the_process_ends_if_its_loop_fails():
+    """If the loop itself fails, for lack of memory for example, the process ends, and no client waits."""
+    body = "import select\ndef poll():\n    raise MemoryError\nselect.poll = poll"
+    with relaying(body) as (port, process):
+        process.stderr = None
+        assert 0 != process.wait(60)
+        with socket.socket() as connection:
+            assert connection.connect_ex(("127.0.0.1", port)) or is_disconnected(connection)
+
+
+def test_a_client_that_does_not_disconnect_does_not_keep_the_relay():
+    """A client that neither reads its response nor disconnects is closed after LINGER_SECONDS."""
+    with relaying(HANGING, timeout_seconds=0.1) as (port, process):
+        with connect(port) as connection:
+            connection.sendall(b"POST /secret/x")
+            assert 0 == process.wait(LINGER_SECONDS + 59)
+
+
+def test_a_worker_without_memory_does_not_keep_the_loop_from_answering():
+    """If there is no memory for the imports, the report still gets its response, and the relay ends."""
+    pages = "int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
+    body = f"import resource\nlimit = {pages} + (4 << 20)\nresource.setrlimit(resource.RLIMIT_AS, (limit, limit))"
+    with relaying(body, timeout_seconds=1) as (port, process):
+        response = exchange(port, POST + b"Content-Length: 0\r\n\r\n")
+
+        assert response.startswith(b"HTTP/1.1 503 ")
+        assert 0 == process.wait(60)

@@ -2,8 +2,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -182,24 +180,24 @@ def test_a_silent_collector_is_unavailable_at_the_limit(fault, protocol):
         command.launch.wait_for_no_relay()
 
 
-HANGING_THREAD = """
-import threading
-start_really = threading.Thread.start
+# A package that is found before the real one: it makes every later thread hang at its start, and steps aside.
+HANGING_THREADS = """
+import importlib, sys, threading
 def start(thread):
-    if thread.name == "otel-tbot":
-        threading.Event().wait()
-    start_really(thread)
+    threading.Event().wait()
 threading.Thread.start = start
+sys.path.remove({directory!r})
+del sys.modules["httptools"]
+importlib.import_module("httptools")
 """
 
 
-def test_a_sending_that_hangs_is_unavailable_at_the_limit_and_the_relay_leaves(tmp_path):
-    """A thread that never comes up, as where memory runs out, costs the report and neither tbot's time nor a relay."""
-    (tmp_path / "sitecustomize.py").write_text(HANGING_THREAD)
+def test_a_sending_that_hangs_is_unavailable_at_the_limit_and_the_relay_ends(tmp_path):
+    """A thread that never runs, as when memory has run out, costs the event, and not more of tbot's time."""
+    (tmp_path / "httptools.py").write_text(HANGING_THREADS.format(directory=str(tmp_path)))
     with OtlpHttpServer() as server:
         environ = {"OTEL_TBOT_TIMEOUT": "2000", "PYTHONPATH": str(tmp_path)} | endpoint(server.url)
         with running(environ) as command:
-            command.wait_until_served()
             assert (503, "unavailable") == command.report(one_shot())
             command.launch.wait_for_no_relay()
 
@@ -213,7 +211,7 @@ def test_a_daemon_s_event_may_take_longer_than_a_one_shot_s():
         OtlpHttpServer(Answer(gate=gate)) as server,
         running({"OTEL_TBOT_TIMEOUT": "3000"} | endpoint(server.url)) as command,
     ):
-        # Until a report is read nobody knows whose it is; so its limit begins with a relay that reads.
+        # Until a report is read, its limit is that of a one-shot.
         command.wait_until_served()
         silent = command.connect()
         reporting = command.begin_report(TbotStart(run_mode="daemon"))
@@ -307,9 +305,9 @@ def test_all_but_the_report_is_refused_and_the_relay_stays_for_it(status, code, 
 BODY = to_report(TbotStart(run_mode="one-shot")).SerializeToString()
 RAW = {
     "no HTTP": (b"\x16\x03\x01canary\r\n\r\n", b"HTTP/1.1 400 "),
-    "a head without end": (b"POST / HTTP/1.1\r\nX: " + b"x" * 40_000, b"HTTP/1.1 400 "),
+    "endless headers": (b"POST / HTTP/1.1\r\nX: " + b"x" * 40_000, b"HTTP/1.1 431 "),
     "two requests at once": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, b"HTTP/1.1 404 "),
-    "a body without end": (b"{head}Content-Length: 1000000\r\n\r\n" + b"x" * 40_000, b"HTTP/1.1 429 "),
+    "an endless body": (b"{head}Content-Length: 1000000\r\n\r\n" + b"x" * 40_000, b"HTTP/1.1 429 "),
 }
 
 
@@ -466,41 +464,13 @@ def test_files_that_settings_name_are_those_of_the_caller_s_directory(tmp_path):
         launch.wait_for_end()
 
 
-NO_THREADS = """
-import socket, sys, threading, types
-from otel_tbot.relay import server as relay
-from otel_tbot.relay.process import Door
-
-class NoThread(threading.Thread):
-    def start(self):
-        raise RuntimeError("can't start new thread")
-
-door = Door(socket.socket(fileno=int(sys.argv[1])), timeout_seconds=60, report_start=b"POST /secret/")
-threading.Thread(target=door.keep, daemon=True).start()
-threading.Thread(target=lambda: (sys.stdin.read(), door.close()), daemon=True).start()
-relay.threading = types.SimpleNamespace(**{**vars(threading), "Thread": NoThread})
-relay.serve(door, path_prefix="/secret", timeout_seconds=60)
-"""
-
-
-def test_a_relay_that_can_have_no_more_threads_ends_the_connection():
-    """At a limit of processes the report ends with an error at once, and the relay is not left behind."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = subprocess.Popen(
-            [sys.executable, "-c", NO_THREADS, str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,
-        )
-        port = listener.getsockname()[1]
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        assert b"" == connection.recv(1)
-    process.communicate(timeout=60)
-
-    assert 0 == process.returncode
-
-
-def test_a_body_that_trickles_is_refused_at_the_limit():
-    """Chunks without end, none of them large, do not keep a connection beyond OTEL_TBOT_TIMEOUT."""
+@pytest.mark.parametrize(
+    ("chunk", "pause_seconds", "status"),
+    [(b"1\r\nx\r\n", 0.002, b"503"), (b"1;" + b"x" * 500 + b"\r\nx\r\n", 0.0, b"413")],
+    ids=["slow", "large chunk headers"],
+)
+def test_a_body_that_trickles_is_rejected_at_a_limit(chunk, pause_seconds, status):
+    """Chunks without end, none of them large, keep a connection until OTEL_TBOT_TIMEOUT or a limit of bytes."""
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
         with command.connect() as connection:
             connection.sendall(command.head() + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -508,17 +478,16 @@ def test_a_body_that_trickles_is_refused_at_the_limit():
 
             def trickle() -> None:
                 try:
-                    while not ended.is_set():
-                        connection.sendall(b"1;" + b"x" * 50 + b"\r\nx\r\n")
-                        ended.wait(0.0002)
+                    while not ended.wait(pause_seconds):
+                        connection.sendall(chunk)
                 except OSError:
-                    pass  # the other side has had enough
+                    pass  # the relay has closed the connection
 
             thread = threading.Thread(target=trickle)
             thread.start()
-            answer = connection.recv(4096)
+            response = connection.recv(4096)
             ended.set()
             thread.join()
 
-        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert response.startswith(b"HTTP/1.1 " + status)
         assert (200, "") == command.report(one_shot())
