@@ -98,11 +98,7 @@ build/reporter: $(wildcard go/reporter/*.go go/reporter/go.* go/reporter/prehog/
 	cd go/reporter && go build -o ../../build/reporter .
 
 .PHONY: bench
-<<<<<<< HEAD
-bench: $(VENV)/.developed collector reporter ## Run all benchmarks and write benchmarks/RESULTS.md, or only print FIGURES="off on"
-=======
-bench: $(VENV)/.developed collector reporter chart ## Measure everything into benchmarks/RESULTS.md, or FIGURES="off on" to look
->>>>>>> 89348a6 (wip)
+bench: $(VENV)/.developed collector reporter chart ## Run all benchmarks and write benchmarks/RESULTS.md, or only print FIGURES="off on"
 	$(BIN)/python $(PIP_INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(FIGURES)
 
