@@ -13,7 +13,7 @@ from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
 from tools import ROOT, chart, dashboards, reference, scale
 from tools.guard import GUARD, renew_guard
-from tools.pages import read_pages
+from tools.pages import read_pages, to_table
 from tools.panels import EXPECTED
 from tools.registry import to_registry
 
@@ -72,7 +72,7 @@ def to_panel_table() -> str:
 
 def to_attribute_table() -> str:
     """Returns the table of attributes: key, type, allowed values, meaning, and whether each is always there."""
-    return reference.to_table(
+    return to_table(
         ("Attribute", "Type", "Allowed values", "Meaning", "Always there"),
         ((f"`{a.key}`", a.type, to_values(a), a.brief, "yes" if a.is_required else "no") for a in ATTRIBUTES),
     )
@@ -90,7 +90,7 @@ def to_values(attribute: Attribute) -> str:
 
 def to_setting_table() -> str:
     """Returns the table of variables: name, allowed values, default, meaning."""
-    return reference.to_table(
+    return to_table(
         ("Variable", "Allowed values", "Default", "Meaning"),
         ((f"`{s.name}`", s.rule, s.unset_text, s.meaning) for s in SETTINGS),
     )

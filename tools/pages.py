@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -89,3 +89,9 @@ def read_pages() -> list[Page]:
     paths += [ROOT / folder / "README.md" for folder in ("deploy", "deploy/helm/otel-tbot", "semantic-conventions")]
     paths.sort(key=lambda path: path != ROOT / "README.md")
     return [Page(path) for path in paths]
+
+
+def to_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

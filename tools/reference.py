@@ -4,7 +4,6 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import otel_tbot
@@ -16,14 +15,9 @@ from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.outcome import Outcome
 from otel_tbot.tbot import connect
 from tools import ROOT
+from tools.pages import to_table
 
 KIT = ROOT / "collector-config"
-
-
-def to_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def to_resource_table() -> str:

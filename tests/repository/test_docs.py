@@ -84,13 +84,25 @@ def test_examples_are_fenced():
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if any(e.run for e in page.examples())])
+def needs_helm(page):
+    """Whether a test that runs the examples of *page* runs Helm."""
+    return any(e.run and re.search(r"^helm ", e.text, re.MULTILINE) for e in page.examples())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.backends] if needs_helm(page) else [])
+        for name, page in PAGES.items()
+        if any(e.run for e in page.examples())
+    ],
+)
 def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
     """Each does what the page says: its exit status, its output, and as many events at the real collector."""
     page = PAGES[name]
     if any("strace" in example.text for example in page.examples()):
         request.getfixturevalue("strace")
-    if any(example.run and re.search(r"^helm ", example.text, re.MULTILINE) for example in page.examples()):
+    if needs_helm(page):
         request.getfixturevalue("helm")
     with Walkthrough(page, tmp_path, otelcol) as walkthrough:
         for example in page.examples():
