@@ -43,6 +43,14 @@ programs: ## Build the programs for `make test`, once: the Collector, VictoriaLo
 	  echo "Go is not installed: the tests that need a program built with it are skipped"; \
 	fi
 
+.PHONY: test-unit
+test-unit: $(VENV)/.developed ## Run the tests that need nothing that is built
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not collector and not reporter and not backends"
+
+.PHONY: matrix
+matrix: ## Run the unit tests on each CPython from 3.11 to 3.13 that is installed
+	@$(PYTHON) -m tools.matrix
+
 .PHONY: proof
 proof: $(VENV)/.developed reporter ## Test every promise of docs/privacy.md with the built wheel, and print a table
 	@$(BIN)/python -m tests.proof --numprocesses=3 --dist=worksteal $(PROOF)
@@ -55,6 +63,7 @@ lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell --skip '*.sum,*.mod' *.md docs otel_tbot tests tools benchmarks collector-config deploy semantic-conventions
+	$(BIN)/python -m tools.check_wording
 	$(BIN)/yamllint --strict collector-config deploy semantic-conventions .pre-commit-config.yaml .yamllint
 
 .PHONY: types
@@ -155,7 +164,7 @@ test-lowest: ## Run the tests of `make test` with the lowest versions that pypro
 
 .PHONY: clean
 clean: ## Remove everything that was built or installed in this checkout
-	rm -rf $(VENV) $(VENV)-lowest build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
