@@ -51,6 +51,10 @@ test-unit: $(VENV)/.developed ## Run the tests that need nothing that is built
 matrix: ## Run the unit tests on each CPython from 3.11 to 3.13 that is installed
 	@$(PYTHON) -m tools.matrix
 
+.PHONY: view
+view: $(VENV)/.developed collector reporter build/backends/victorialogs ## Show a small fleet's starts on a web page
+	@$(BIN)/python -m tools.view
+
 .PHONY: proof
 proof: $(VENV)/.developed reporter ## Test every promise of docs/privacy.md with the built wheel, and print a table
 	@$(BIN)/python -m tests.proof --numprocesses=3 --dist=worksteal $(PROOF)
@@ -184,6 +188,10 @@ $(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
 $(VENV)/.proto: $(VENV)/bin/python requirements/proto.txt
 	$(PYTHON) -m venv $(VENV)/proto
 	$(VENV)/proto/bin/python $(PIP_INSTALL) -r requirements/proto.txt
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.developed requirements/browser.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements/browser.txt
 	@touch $@
 
 $(VENV)/.packaged: $(VENV)/bin/python requirements/package.txt

@@ -59,9 +59,14 @@ class Backend(ABC):
         self._process.kill()
         self._process.wait()
 
+    @classmethod
+    def program_path(cls) -> Path:
+        """Returns where the program is: what `make` built, or what a variable such as VICTORIALOGS names."""
+        return Path(os.environ.get(cls.name.upper()) or ROOT / "build" / "backends" / cls.name)
+
     def find_program(self) -> Path:
         """Returns the path of the program; skips or fails the test if it was not built."""
-        program = Path(os.environ.get(self.name.upper()) or ROOT / "build" / "backends" / self.name)
+        program = self.program_path()
         if not program.exists():
             skip_or_fail(f"{self.name} was not built: run `make programs backends`, which needs Go")
         return program
