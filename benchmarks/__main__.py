@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks import charts, table
 from benchmarks import competitors as peers
-from benchmarks import table
 from benchmarks.processes import COLLECTOR, ROOT, become_reaper, list_children
 from tests.support.otelcol import Collector
 
@@ -75,7 +75,8 @@ def main() -> int:
             os.kill(pid, signal.SIGKILL)
     if len(named) == len(figures):
         table.write(RESULTS, machine, measured)
-        print(f"written to {RESULTS.relative_to(ROOT)}")
+        for path in (RESULTS, *charts.write_charts()):
+            print(f"written to {path.relative_to(ROOT)}")
     return 0
 
 

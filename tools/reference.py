@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import otel_tbot
+from benchmarks import charts
 from otel_tbot.bridge import application, batching, server
 from otel_tbot.bridge.metrics import METRICS
 from otel_tbot.cli.main import build_parser
@@ -36,14 +37,14 @@ def to_resource_table() -> str:
 
 
 def to_performance_table() -> str:
-    """Each figure that has a goal, as benchmarks/RESULTS.md has it: minimum, median, goal, and whether it is met."""
+    """Returns the ratios that the charts show, with what each is compared with and the times behind it."""
+    figures = charts.read_rows(charts.RESULTS.read_text(encoding="utf-8"))
     rows = []
-    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[-1] in ("met", "**missed**"):
-            what, minimum, median, _, goal, verdict = cells
-            rows.append((what, minimum, median, goal, verdict))
-    return to_table(("What", "Minimum", "Median", "Goal", ""), rows)
+    for chart in charts.CHARTS:
+        for one in charts.measure(chart, figures):
+            times = f"{one.value} against {one.base_value}"
+            rows.append((chart.title, one.bar.label, one.bar.base_label, charts.to_ratio(one.ratio), times))
+    return to_table(("Figure", "What", "Compared with", "Ratio", "Minimum of each"), rows)
 
 
 def find_commands() -> dict[str, argparse.ArgumentParser]:
