@@ -32,7 +32,7 @@ else
 endif
 
 .PHONY: test-backends
-test-backends: $(VENV)/.developed programs backends chart ## Run the tests that need Prometheus, Jaeger, Helm or, if LOKI=/path is set, Loki
+test-backends: $(VENV)/.developed $(if $(shell command -v chromium),$(VENV)/.browser) programs backends chart ## Run the tests that need Prometheus, Jaeger, Helm or Chromium, and Loki if LOKI=/path is set
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m backends
 
 .PHONY: programs
@@ -41,6 +41,11 @@ programs: ## Build the programs for `make test`, once: the Collector, VictoriaLo
 	  $(MAKE) --no-print-directory collector build/backends/victorialogs reporter; \
 	else \
 	  echo "Go is not installed: the tests that need a program built with it are skipped"; \
+	fi
+	@if command -v npm >/dev/null; then \
+	  $(MAKE) --no-print-directory logql || echo "no grammar of LogQL: the queries for Loki are not parsed"; \
+	else \
+	  echo "npm is not installed: the queries for Loki are not parsed"; \
 	fi
 
 .PHONY: test-unit

@@ -8,7 +8,7 @@ import yaml
 
 from otel_tbot.bridge.metrics import METRICS
 from otel_tbot.event import ATTRIBUTES
-from tests.support.checkout import ROOT
+from tests.support.checkout import ROOT, skip_or_fail
 from tests.support.grafana import ALL_VALUES, to_sent
 from tools.dashboards import FILTERS, HEALTH, STORES, list_panels, read_dashboards, to_text
 from tools.panels import EXPECTED
@@ -163,8 +163,10 @@ def test_the_health_row_asks_for_metrics_that_the_bridge_has():
 def parse_logql():
     """A function that returns what Grafana's own grammar cannot parse in each of some queries."""
     node = shutil.which("node")
-    if node is None or not (GRAMMAR / "node_modules").is_dir():
-        pytest.skip("Grafana's LogQL grammar was not installed: `make logql` needs node and npm")
+    if not node:
+        pytest.skip("node is not installed, so the queries for Loki are not parsed")
+    if not (GRAMMAR / "node_modules").is_dir():
+        skip_or_fail("Grafana's grammar of LogQL was not installed: run `make logql`, which needs npm")
 
     def parse(queries):
         finished = subprocess.run(

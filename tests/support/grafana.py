@@ -69,7 +69,7 @@ def to_sent(expression: str, chosen: Mapping[str, Sequence[str]], all_value: str
     def replace(found: re.Match[str]) -> str:
         name, form = found.groups()
         values = chosen.get(name)
-        if values is None:
+        if not values:
             return all_value
         if form == "doublequote":
             return ",".join(f'"{value}"' for value in values)
