@@ -1,6 +1,6 @@
-"""What may leave: a `TbotStart` goes in, an anonymous OpenTelemetry record or span comes out.
+"""Converts events to anonymous OpenTelemetry log records and spans, and finds events in other people's records.
 
-Nothing of the process around it is asked: no resource detector, no current span, no baggage, no global provider.
+Reads nothing of the process around it: no resource detector, current span, baggage or global provider.
 Source: OpenTelemetry specification, Logs Data Model, Trace API, Resource SDK; docs/reference/event.md for the rest.
 """
 
@@ -23,49 +23,51 @@ from opentelemetry.trace import (
 
 from otel_tbot._version import __version__
 from otel_tbot.event import EVENT_NAME, TbotStart
-from otel_tbot.otlp.encoding import SCOPE_NAME, describe_resource, make_id, to_whole_second
+from otel_tbot.otlp.encoding import SCOPE_NAME, SPAN_NS, TimedEvent, describe_resource, to_span_ids, to_whole_second
 
 SCOPE: Final = InstrumentationScope(SCOPE_NAME, __version__)
 
 _MAX_TIME_NS: Final = 2**63 - 1
 
-# An empty Context is falsy, and LogRecord would take the current one in its place.
+# An empty Context is falsy, and LogRecord would take the current one instead.
 _NO_TRACE: Final = set_span_in_context(INVALID_SPAN, Context())
 
 
 def to_resource(*, is_local: bool) -> Resource:
-    """The whole resource of an event; with operating system and architecture only where tbot runs here (*is_local*).
+    """Returns the whole resource of an event; operating system and architecture only if tbot runs here (*is_local*).
 
-    `Resource(...)` adds nothing by itself, as `Resource.create` does. Asks the operating system for its own name.
+    `Resource(...)` adds nothing by itself, unlike `Resource.create`. Asks the operating system for its name.
     """
     return Resource(describe_resource(is_local=is_local))
 
 
-def find_event(record: ReadableLogRecord | ReadableSpan) -> tuple[TbotStart, int] | None:
-    """The event that a finished *record* of somebody's pipeline tells of, and its time; None where it is another. Pure.
+def find_event(record: ReadableLogRecord | ReadableSpan) -> TimedEvent | None:
+    """Returns the event that *record* reports, and its time; None for any other record.
 
-    Whatever else is on it, its resource, scope, context, body and other attributes included, is left behind. A time
-    that is none, or beyond what OTLP carries, becomes that of now.
+    Everything else that is on it is dropped: its resource, scope, context, body and other attributes. A record
+    without a time, or with one that OTLP cannot hold, gets the current time.
 
     Raises:
         EventError: it is named `tbot.start`, but its attributes break a rule.
     """
     if isinstance(record, ReadableSpan):
-        name, attributes, times = record.name, record.attributes, [record.start_time]
+        if record.name != EVENT_NAME:
+            return None
+        attributes, times = record.attributes, [record.start_time]
     else:
         log = record.log_record
-        name, attributes, times = log.event_name or "", log.attributes, [log.timestamp, log.observed_timestamp]
-    if name != EVENT_NAME:
-        return None
+        if log.event_name != EVENT_NAME:
+            return None
+        attributes, times = log.attributes, [log.timestamp, log.observed_timestamp]
     event = TbotStart.from_attributes(attributes or {})
     known = [time_ns for time_ns in times if time_ns and 0 < time_ns <= _MAX_TIME_NS]
     return event, known[0] if known else time.time_ns()
 
 
 def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableLogRecord:
-    """*event* as a log record: event name and body `tbot.start`, severity INFO, both times, no trace context. Pure.
+    """Converts *event* to a log record: event name and body `tbot.start`, severity INFO, no trace context. Pure.
 
-    *time_ns*, in nanoseconds since the epoch by our own clock, is cut to the whole second.
+    Both its times are *time_ns*, in nanoseconds since the epoch by our own clock, cut to the whole second.
     """
     seconds_ns = to_whole_second(time_ns)
     record = LogRecord(
@@ -82,16 +84,17 @@ def to_log_record(event: TbotStart, *, time_ns: int, resource: Resource) -> Read
 
 
 def to_span(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableSpan:
-    """*event* as a span: INTERNAL, a root with ids of its own, start = end, *time_ns* cut to the whole second.
+    """Converts *event* to a span: INTERNAL, a root, 1 microsecond long, from *time_ns* cut to the whole second. Pure.
 
-    The ids come from the operating system.
+    Its ids are made of the session id, so that no other identifier travels.
     """
     seconds_ns = to_whole_second(time_ns)
+    trace_id, span_id = to_span_ids(event.session_id)
     return ReadableSpan(
         name=EVENT_NAME,
         context=SpanContext(
-            trace_id=int.from_bytes(make_id(16), "big"),
-            span_id=int.from_bytes(make_id(8), "big"),
+            trace_id=int.from_bytes(trace_id, "big"),
+            span_id=int.from_bytes(span_id, "big"),
             is_remote=False,
             trace_flags=TraceFlags(TraceFlags.SAMPLED),
         ),
@@ -99,6 +102,6 @@ def to_span(event: TbotStart, *, time_ns: int, resource: Resource) -> ReadableSp
         attributes=event.attributes(),
         kind=SpanKind.INTERNAL,
         start_time=seconds_ns,
-        end_time=seconds_ns,
+        end_time=seconds_ns + SPAN_NS,
         instrumentation_scope=SCOPE,
     )
