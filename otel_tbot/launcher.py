@@ -28,7 +28,7 @@ WATCH_PID: "Final" = "pid"
 PATH_VARIABLE: "Final" = "OTEL_TBOT_RELAY_PATH_"
 """The relay's variables PATH_VARIABLE0, PATH_VARIABLE1 and so on hold one entry of sys.path each."""
 
-MIN_DESCRIPTORS: "Final" = {"http/protobuf": 12, "grpc": 24}
+MIN_DESCRIPTORS: "Final" = {"http/protobuf": 9, "grpc": 12}
 """The smallest limit of open files with which a relay delivers its event, by protocol (measured)."""
 
 _START_RELAY: "Final" = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_tbot.launcher import MIN_DESCRIPTORS
 from tests.support.checkout import skip_or_fail
 from tests.support.polling import poll_until
 from tests.support.processes import CONSENT, LAUNCHER, Launch
@@ -550,17 +551,25 @@ def test_without_pidfd_the_relay_is_there_all_the_same(fault, strace):
     launch.wait_for_end()
 
 
-def test_few_descriptors_keep_no_command_from_starting():
-    """At whatever limit the interpreter itself can start, tbot starts, and its report goes to loopback."""
-    for limit in range(6, 24, 2):
-        launch = Launch(BASIC | CONSENT, is_measured=False)
-        limited = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *LAUNCHER)
+def limited(limit: int) -> tuple[str, ...]:
+    """The launcher at a limit of open files."""
+    return ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *LAUNCHER)
 
-        finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=limited)
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_few_descriptors_keep_no_command_from_starting(protocol):
+    """At every limit that the interpreter itself can start with, tbot starts, and a missing relay is said."""
+    for limit in range(6, 24):
+        launch = Launch(BASIC | CONSENT | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}, is_measured=False)
+
+        finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=limited(limit))
         launch.wait_for_end()
 
+        has_relay = limit >= MIN_DESCRIPTORS[protocol]
         assert 0 == finished.returncode
         assert finished.stdout.startswith("http://127.0.0.1:")
+        assert has_relay == (finished.stdout != UNREACHABLE_ADDRESS + "\n")
+        assert has_relay == (finished.stderr == "")
         assert finished.stderr.count("\n") <= 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from otel_tbot.event import TbotStart
-from otel_tbot.relay.process import LIFETIME_SECONDS, MAX_CONNECTIONS
+from otel_tbot.relay.server import LIFETIME_SECONDS, MAX_CONNECTIONS
 from otel_tbot.tbot.report import to_report
 from tests.relay.test_server import PATIENT, PROCEDURE, Command, endpoint, one_shot, running
 from tests.support.polling import poll_until

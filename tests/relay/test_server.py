@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from otel_tbot.event import TbotStart
+from otel_tbot.launcher import MIN_DESCRIPTORS
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from otel_tbot.tbot.report import to_report
 from tests.support.polling import poll_until
-from tests.support.processes import CONSENT, Launch
+from tests.support.processes import CONSENT, LAUNCHER, Launch
 from tests.support.servers import (
     Answer,
+    OtlpGrpcServer,
     OtlpHttpServer,
     closing_server,
     cutting_server,
@@ -36,9 +38,10 @@ PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
 class Command:
     """A command behind `run` that prints the address that it was given and stays until its input is closed."""
 
-    def __init__(self, environ: dict[str, str]) -> None:
+    def __init__(self, environ: dict[str, str], **options: object) -> None:
         self.launch = Launch(BASIC | CONSENT | environ)
-        self.process = self.launch.start(["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"])
+        script = ["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"]
+        self.process = self.launch.start(script, **options)
         self.address = self.process.stdout.readline().strip()
         self.port = int(self.address.split(":")[2].partition("/")[0])
 
@@ -93,9 +96,9 @@ class Command:
 
 
 @contextmanager
-def running(environ: dict[str, str]) -> Iterator[Command]:
+def running(environ: dict[str, str], **options: object) -> Iterator[Command]:
     """A command behind `run`; at the end it must have run undisturbed, with nothing on stderr and no process left."""
-    command = Command(environ)
+    command = Command(environ, **options)
     try:
         yield command
         out, err = command.process.communicate("undisturbed\n")
@@ -491,3 +494,14 @@ def test_a_body_that_trickles_is_rejected_at_a_limit(chunk, pause_seconds, statu
 
         assert response.startswith(b"HTTP/1.1 " + status)
         assert (200, "") == command.report(one_shot())
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_smallest_limit_of_open_files_that_starts_a_relay_delivers_the_event(protocol):
+    """MIN_DESCRIPTORS are enough for the report, the collector and the imports."""
+    with OtlpHttpServer() if protocol == "http/protobuf" else OtlpGrpcServer() as server:
+        environ = PATIENT | endpoint(server.url) | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+        launcher = ("sh", "-c", f'ulimit -n {MIN_DESCRIPTORS[protocol]}; exec "$@"', "sh", *LAUNCHER)
+        with running(environ, launcher=launcher) as command:
+            assert (200, "") == command.report(one_shot())
+            assert 1 == len(server.requests)
