@@ -124,7 +124,7 @@ def value_of(record, key):
 
 
 def set_value(record, key, value):
-    """Gives *record* another value under *key*, of its own type; none for None."""
+    """Gives *record* another value under *key*, in the field for its type; no value for None."""
     target = value_of(record, key)
     target.Clear()
     kinds = {str: "string_value", int: "int_value", bool: "bool_value", float: "double_value", bytes: "bytes_value"}
@@ -161,7 +161,7 @@ def list_hostile(signal):
 
 
 def mark(request):
-    """Gives the event of *request* a session id that no other has; returns it, "" if there is none to replace."""
+    """Gives the event of *request* a session id that no other has; returns it, "" if it has none to replace."""
     fresh = str(uuid.uuid4())
     for attribute in record_of(request).attributes:
         if attribute.key == "session.id" and attribute.value.string_value not in ("", CANARY):

@@ -127,7 +127,7 @@ def test_every_accepted_event_arrives_although_agent_and_gateway_are_killed(otel
 
     Agent and gateway are each killed twice. A batch has at most 2,048 events at the agent and 8,192 at the gateway.
     """
-    accepted, refused = set(), set()
+    accepted, rejected = set(), set()
     with Fleet(otelcol, tmp_path) as fleet:
         lock = threading.Lock()
 
@@ -136,7 +136,7 @@ def test_every_accepted_event_arrives_although_agent_and_gateway_are_killed(otel
                 body, ids = a_request_of_many()
                 is_accepted = post(fleet.agent.url, body)
                 with lock:
-                    (accepted if is_accepted else refused).update(ids)
+                    (accepted if is_accepted else rejected).update(ids)
                 if not is_accepted:
                     poll_until(lambda: is_up(fleet.agent.health), waiting_for="the agent to be up again")
 
@@ -161,10 +161,10 @@ def test_every_accepted_event_arrives_although_agent_and_gateway_are_killed(otel
         )
         arrived = session_ids_of(fleet.behind)
     twice = len(arrived) - len(set(arrived))
-    print(f"accepted {len(accepted)}, refused {len(refused)}, twice {twice}")  # noqa: T201  # what was counted
+    print(f"accepted {len(accepted)}, rejected {len(rejected)}, twice {twice}")  # noqa: T201  # what was counted
 
     assert EVENTS <= len(accepted)
-    assert set(arrived) <= accepted | refused
+    assert set(arrived) <= accepted | rejected
     assert twice <= 2 * 2048 + 2 * 8192
 
 

@@ -15,13 +15,13 @@ from tests.support.processes import CONSENT, LAUNCHER, MEASURED
 
 @pytest.fixture(scope="module")
 def collector(otelcol, tmp_path_factory):
-    """The real collector, for all tests here."""
+    """The real collector, shared by the tests of this file."""
     with Collector(otelcol, tmp_path_factory.mktemp("collector")) as running:
         yield running
 
 
 def parts_of(request):
-    """Resource, scope and record of a request that holds one record."""
+    """Returns resource, scope and record of a request with one record."""
     (group,) = request.get("resourceLogs") or request.get("resourceSpans")
     (scope,) = group.get("scopeLogs") or group.get("scopeSpans")
     (record,) = scope.get("logRecords") or scope.get("spans")
@@ -29,7 +29,7 @@ def parts_of(request):
 
 
 def request_of(collector, session_id):
-    """The one request with *session_id*, once it is there."""
+    """Returns the one request with *session_id*, once it has arrived."""
     collector.wait_for_session(session_id)
     (request,) = [request for request in collector.requests() if session_id in str(request)]
     return request
@@ -39,7 +39,7 @@ def request_of(collector, session_id):
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_in_arrives_anonymous_at_the_real_collector(way, protocol, signal, collector, tmp_path):
-    """Way in, protocol, signal: the collector has the event alone, and nothing of the application around it."""
+    """By each way in, protocol and signal, the collector gets only the event, and nothing of the application."""
     session_id = str(uuid.uuid4())
     finished = run_application(
         way,
@@ -62,7 +62,7 @@ def test_every_way_in_arrives_anonymous_at_the_real_collector(way, protocol, sig
 
 @pytest.mark.parametrize("way", WAYS)
 def test_off_nothing_arrives_at_the_real_collector(way, collector, tmp_path):
-    """Off: a later event, which does arrive, is all that is new."""
+    """Without consent, nothing arrives: the only new request is that of a later event with consent."""
     session_ids = [str(uuid.uuid4()), str(uuid.uuid4())]
     url = f"http://127.0.0.1:{collector.ports['http/protobuf']}"
     before = len(collector.requests())
@@ -84,7 +84,7 @@ def test_off_nothing_arrives_at_the_real_collector(way, collector, tmp_path):
 
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_the_json_of_a_preview_is_the_same_record_as_over_protobuf(signal, collector):
-    """Posted as it was printed, the collector reads it as it reads what `emit` sends: but for chance, the same."""
+    """The printed JSON, posted as it is, is the same record as that of `emit`, except for ids and times."""
     arguments = ["--oneshot", "--join-method", "gcp", "--tbot-version", "18.4.1"]
     environ = BASIC | CONSENT | MEASURED | {"OTEL_TBOT_TIMEOUT": "60000"} | collector.environ("http/protobuf", signal)
     path = {"log": "/v1/logs", "span": "/v1/traces"}[signal]
@@ -108,16 +108,16 @@ def test_the_json_of_a_preview_is_the_same_record_as_over_protobuf(signal, colle
     assert "the collector has accepted the event\n" == run("emit")
     emitted = poll_until(lambda: collector.requests()[before:], waiting_for="the emitted event")[0]
 
-    assert without_chance(posted) == without_chance(emitted)
+    assert without_ids_and_times(posted) == without_ids_and_times(emitted)
 
 
 def session_of(request):
-    """The session id of the record in a request."""
+    """Returns the session id of the record in a request."""
     return to_values(parts_of(request)[2]["attributes"])["session.id"][1]
 
 
-def without_chance(request):
-    """A request without its record's times and ids."""
+def without_ids_and_times(request):
+    """Returns a request without its record's times and ids, as text."""
     session_id = session_of(request)
     record = parts_of(request)[2]
     for name in [name for name in record if name.endswith(("TimeUnixNano", "timeUnixNano", "Id"))]:

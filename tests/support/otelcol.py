@@ -127,7 +127,7 @@ class KitCollector(OtelcolProcess):
 
     @property
     def telemetry(self) -> str:
-        """The address of its own metrics."""
+        """The address of the collector's metrics."""
         return f"http://127.0.0.1:{self.environ['TBOT_TELEMETRY_PORT']}/metrics"
 
 
