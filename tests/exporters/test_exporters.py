@@ -803,7 +803,7 @@ def test_every_bad_argument_is_named_at_once():
     ],
 )
 def test_a_malformed_variable_never_raises(name, value, protocol, exporter_class, monkeypatch, caplog):
-    """The application starts and exports; an event that is not delivered is logged, without a traceback of ours."""
+    """The application starts and exports; otel_tbot logs an event that is not delivered, and no traceback."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     with server_of(protocol) as server:
         url = server.url.replace("http:", "https:") if "CERTIFICATE" in name else server.url

@@ -134,10 +134,15 @@ def _blank(body: bytes, record: Message) -> bytes:
     return body
 
 
-def to_comparable_headers(request: Request):
-    """All headers; but not how long a body became by compression, which hangs on the ids that are in it."""
-    is_packed = ("content-encoding", "gzip") in request.headers
-    return [(name, value) for name, value in request.headers if not (is_packed and name == "content-length")]
+def to_comparable_headers(request: Request, way: str):
+    """Returns all headers but the length of a compressed body, which depends on the ids in it.
+
+    OpenTelemetry's exporter, behind the plug-in, adds what is left of its timeout over gRPC (docs/privacy.md).
+    """
+    varying = {"content-length"} if ("content-encoding", "gzip") in request.headers else set()
+    if way in {"plug-in", "declarative"}:
+        varying.add("grpc-timeout")
+    return [(name, value) for name, value in request.headers if name not in varying]
 
 
 _ROWS = [(way, protocol, signal) for way in WAYS for protocol in PROTOCOLS for signal in SIGNALS]
@@ -169,7 +174,7 @@ def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(
         assert "canary" not in told["out"] + told["err"]
         assert not any(b"canary" in text for text in recording.texts())
         cases.add(1, trial="anonymous.output")
-        sent.append((to_comparable_headers(requests[0]), without_moment(requests[0], signal)))
+        sent.append((to_comparable_headers(requests[0], way), without_moment(requests[0], signal)))
 
     assert sent[0] == sent[1]
     cases.add(1, trial="anonymous.same")

@@ -1,4 +1,4 @@
-"""`python -m tests.support.application WAY SIGNAL SESSION_ID`: an application that records the event beside other things.
+"""Runs an application that records the event among others: `python -m tests.support.application WAY SIGNAL SESSION_ID`.
 
 Its resource, scope, span, baggage, bodies and attributes all hold CANARY; `run_application` starts it in each way that
 OpenTelemetry Python offers.
@@ -18,13 +18,13 @@ from tests.support.processes import MEASURED
 CANARY = "canary-8d1f"
 WAYS = ("library", "plug-in", "declarative")
 ORDINARY = "ordinary"
-"""No way of ours: OpenTelemetry's own exporter, for what it sends where ours does not."""
+"""OpenTelemetry's own exporter, which shows what an application's pipeline sends without the plug-in."""
 
 _REVEALING = f"host.name={CANARY},k8s.cluster.name={CANARY},k8s.pod.name={CANARY},service.instance.id={CANARY}"
 
 
 def main(way: str, signal: str, session_id: str) -> None:
-    """Records a `tbot.start` of *session_id* as *signal*, and others that are none, inside a span with baggage."""
+    """Records a `tbot.start` of *session_id* as *signal*, and other records, inside a span with baggage."""
     from opentelemetry import baggage, context, trace
     from opentelemetry._logs import LogRecord, get_logger
     from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient
@@ -33,10 +33,10 @@ def main(way: str, signal: str, session_id: str) -> None:
     from otel_tbot import TbotStart, emit
 
     if os.environ.get("OTEL_TBOT_TEST_LOG") == "1":
-        # Everything that we write, on stderr.
+        # Everything that otel-tbot logs, on stderr.
         logging.getLogger("otel_tbot").setLevel(logging.DEBUG)
         logging.getLogger("otel_tbot").addHandler(logging.StreamHandler())
-    # What would send trace and baggage along is on, or their absence would prove nothing.
+    # Without instrumentation, which sends trace and baggage along, their absence would prove nothing.
     if not (
         RequestsInstrumentor().is_instrumented_by_opentelemetry
         and GrpcInstrumentorClient().is_instrumented_by_opentelemetry
@@ -58,7 +58,7 @@ def main(way: str, signal: str, session_id: str) -> None:
                 span.add_event(CANARY)
 
 
-def run_application(  # one row of the table of all ways
+def run_application(  # one row of a table
     way: str,
     *,
     signal: str,
@@ -104,7 +104,7 @@ def run_application(  # one row of the table of all ways
 
 
 def _to_configuration(signal: str, protocol: str, url: str) -> dict[str, object]:
-    """A file for declarative configuration; JSON is YAML."""
+    """Returns a file for declarative configuration; JSON is YAML."""
     path = {"log": "/v1/logs", "span": "/v1/traces"}[signal] if protocol == "http/protobuf" else ""
     exporter = {
         "tbot": {
