@@ -125,7 +125,7 @@ PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
 
 .PHONY: chart
-chart: build/helm build/promtool ## Build Helm and promtool for `make test-backends`, once
+chart: build/helm build/promtool build/kubectl ## Build Helm, promtool and kubectl for `make test-backends`, once
 
 build/helm: go/helm/go.mod go/helm/go.sum
 	@echo "building Helm: a few minutes, once"
@@ -136,6 +136,13 @@ build/promtool: go/backends/prometheus/go.mod go/backends/prometheus/go.sum
 	@echo "building promtool: a few minutes, once"
 	@mkdir -p build
 	cd go/backends/prometheus && go build -o ../../../build/promtool github.com/prometheus/prometheus/cmd/promtool
+
+# With kubectl comes the check of the Prometheus Operator's objects, which are not in Kubernetes' own schemas.
+build/kubectl: $(wildcard go/kubernetes/*/*.go) go/kubernetes/go.mod go/kubernetes/go.sum
+	@echo "building kubectl: a few minutes, once"
+	@mkdir -p build
+	cd go/kubernetes && go build -o ../../build/ ./check-operator-objects ./kubectl
+	@touch $@
 
 .PHONY: backends
 backends: build/backends/prometheus build/backends/jaeger ## Build Prometheus and Jaeger for `make test-backends`, once

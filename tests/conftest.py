@@ -7,7 +7,7 @@ import signal
 import hypothesis
 import pytest
 
-from tests.support.checkout import HELM, PROMTOOL, REPORTER, find_collector, skip_or_fail
+from tests.support.checkout import HELM, KUBECTL, OPERATOR_CHECK, PROMTOOL, REPORTER, find_collector, skip_or_fail
 
 # Hypothesis asserts 200 ms an example unless told otherwise; only benchmarks/ asserts times.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -65,6 +65,22 @@ def promtool() -> str:
     if not PROMTOOL.exists():
         skip_or_fail("promtool was not built: `make chart` needs Go")
     return str(PROMTOOL)
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> str:
+    """The path of kubectl, which `make chart` builds."""
+    if not KUBECTL.exists():
+        skip_or_fail("kubectl was not built: `make chart` needs Go")
+    return str(KUBECTL)
+
+
+@pytest.fixture(scope="session")
+def operator_check() -> str:
+    """The path of the check of the Prometheus Operator's objects, which `make chart` builds."""
+    if not OPERATOR_CHECK.exists():
+        skip_or_fail("check-operator-objects was not built: `make chart` needs Go")
+    return str(OPERATOR_CHECK)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,26 @@
+import base64
 import json
 import re
 import ssl
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 import trustme
 import yaml
 
 from otel_tbot import __version__
+from tests.bridge.test_bridge import post
 from tests.repository.test_kubernetes_pages import read_values_of_pages, run
-from tests.support.chart import VALUE_SETS, ChartCollector, Release, read_container
+from tests.support.bridge_process import BridgeProcess
+from tests.support.chart import VALUE_SETS, ChartCollector, Release, read_bridge, read_container
 from tests.support.checkout import ROOT
 from tests.support.polling import poll_until
 from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
 from tools import chart
+from tools.pages import Page
 
 BIN = Path(sys.executable).parent
 ALERTS = chart.CHART / "files" / "alerts.yaml"
@@ -103,6 +108,19 @@ def test_every_object_is_valid_for_kubernetes(value_set, tmp_path):
     assert len(own) == finished.stdout.count(" passed ")
     assert len(release.objects) - len(own) == finished.stdout.count("Couldn't find schema")
     assert 0 != run(BIN / "kubernetes-validate", "--strict", wrong).returncode
+
+
+def test_the_prometheus_operator_knows_its_objects(operator_check):
+    """Strictly, by the operator's own types: every field exists there. A misspelt one fails."""
+    objects = [found for found in Release("everything").objects if found["kind"] in OPERATOR_KINDS]
+    text = yaml.safe_dump_all(objects)
+    finished = run(operator_check, input=text)
+    wrong = run(operator_check, input=text.replace("interval:", "intervals:"))
+
+    assert 0 == finished.returncode, finished.stderr
+    assert 3 == len(objects) == len(finished.stdout.splitlines())
+    assert 0 != wrong.returncode
+    assert "intervals" in wrong.stderr
 
 
 def test_the_manifests_are_what_helm_writes():
@@ -456,3 +474,149 @@ def test_the_lines_for_tbot_are_the_same_everywhere():
     assert [entry for entry in container["env"] if entry["name"] != "TELEPORT_ANONYMOUS_TELEMETRY"] == whole[0][
         "extraEnv"
     ]
+
+
+def test_the_commands_for_the_secret_give_both_namespaces_the_same_prefix(kubectl, tmp_path):
+    """The page's commands, by the real kubectl where no cluster is needed: a prefix of the right form, twice."""
+    blocks = [
+        example.text
+        for example in Page(ROOT / "docs" / "how-to" / "kubernetes.md").examples()
+        if "create secret" in example.text
+    ]
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    # What asks the cluster is answered from files; what makes an object is kubectl's own work.
+    (programs / "kubectl").write_text(
+        f"""#!/bin/sh -eu
+case "$*" in
+*"create namespace"*) ;;
+*"create secret"*"--dry-run=client"*) exec {kubectl} "$@" ;;
+*"create secret"*) {kubectl} "$@" --dry-run=client --output yaml > created.yaml ;;
+*"get secret"*) sed -n 's/^  prefix: //p' created.yaml | tr -d '\\n' ;;
+*apply*) cat > applied.yaml ;;
+*) exit 64 ;;
+esac
+"""
+    )
+    (programs / "helm").write_text("#!/bin/sh\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environ = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    finished = run("bash", "-e", "-o", "pipefail", "-c", "".join(blocks), env=environ, cwd=tmp_path)
+
+    assert 0 == finished.returncode, finished.stderr
+    created, applied = (yaml.safe_load((tmp_path / f"{name}.yaml").read_text()) for name in ("created", "applied"))
+    assert 2 == len(blocks)
+    assert created["data"] == applied["data"]
+    assert re.fullmatch(rb"[0-9a-f]{32}", base64.b64decode(created["data"]["prefix"]))
+    assert ["otel-tbot", "teleport"] == [found["metadata"]["namespace"] for found in (created, applied)]
+    assert ["otel-tbot-prefix"] * 2 == [found["metadata"]["name"] for found in (created, applied)]
+
+
+def test_the_patch_adds_to_a_deployment_and_takes_nothing_away(kubectl, tmp_path):
+    """kubectl's own merge: the label and three variables are new, all else of a tbot's Deployment stays."""
+    container = {"name": "tbot", "image": "tbot:18.4.1", "args": ["start"], "env": [{"name": "POD_NAME", "value": "x"}]}
+    template = {
+        "metadata": {"labels": {"app": "tbot"}},
+        "spec": {"containers": [container, {"name": "other", "image": "x"}]},
+    }
+    selector = {"matchLabels": {"app": "tbot"}}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "tbot"},
+        "spec": {"selector": selector, "template": template},
+    }
+    (tmp_path / "tbot.yaml").write_text(yaml.safe_dump(deployment))
+    patch = ROOT / "deploy" / "tbot-patch.yaml"
+    options = ("--local", "--filename", "tbot.yaml", "--patch-file", patch, "--output", "yaml")
+    finished = run(kubectl, "patch", *options, cwd=tmp_path)
+
+    assert 0 == finished.returncode, finished.stderr
+    patched = yaml.safe_load(finished.stdout)["spec"]["template"]
+    first, second = patched["spec"]["containers"]
+    assert {"app": "tbot", "otel-tbot/reports": "true"} == patched["metadata"]["labels"]
+    assert container["env"] == [entry for entry in first["env"] if entry["name"] == "POD_NAME"]
+    assert yaml.safe_load(patch.read_text())["spec"]["template"]["spec"]["containers"][0]["env"] == [
+        entry for entry in first["env"] if entry["name"] != "POD_NAME"
+    ]
+    assert {**first, "env": None} == {**container, "env": None}
+    assert template["spec"]["containers"][1].items() <= second.items()
+
+
+def test_the_bridge_runs_as_its_pod_starts_it(reporter, otelcol, tmp_path):
+    """Arguments and variables of both pods, with TLS: a report over HTTPS reaches the destination, probes answer."""
+    release = Release("default", "--set", "bridge.tls.secretName=tls")
+    prefix = "0123456789abcdef0123456789abcdef"
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    for folder in ("otel-tbot-prefix", "otel-tbot-tls", "authority"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "otel-tbot-prefix" / "prefix").write_text(prefix)
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "otel-tbot-tls" / "tls.crt")
+    certificate.private_key_pem.write_to_path(tmp_path / "otel-tbot-tls" / "tls.key")
+    authority.cert_pem.write_to_path(tmp_path / "authority" / "ca.crt")
+    (tmp_path / "collector").mkdir()
+    with OtlpGrpcServer() as destination:
+        environ = {"TBOT_GATEWAY": destination.url}
+        with ChartCollector(otelcol, release, tmp_path / "collector", environ) as collector:
+            arguments, environ = read_bridge(release, tmp_path)
+            assert "http://otel-tbot-collector:4318" == environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url()
+            with BridgeProcess(environ, *arguments[1:]) as bridge:
+                address = f"https://localhost:{bridge.port}"
+                trusted = str(tmp_path / "authority" / "ca.crt")
+                for probe in ("/healthz", "/readyz"):
+                    assert 200 == requests.get(address + probe, verify=trusted, timeout=60).status_code
+                # As the page on Kubernetes has it: tbot's own authorities, and the folder of one more.
+                environ = {
+                    "TELEPORT_ANONYMOUS_TELEMETRY": "1",
+                    "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": f"{address}/{prefix}",
+                    "SSL_CERT_DIR": f"/etc/ssl/certs:{tmp_path / 'authority'}",
+                }
+                trusting = run(reporter, "start", "--oneshot", env=environ)
+                environ.pop("SSL_CERT_DIR")
+                doubting = run(reporter, "start", "--oneshot", env=environ)
+                poll_until(lambda: count_records(destination), waiting_for="the event")
+
+    assert trusting.stdout.startswith("ok ")
+    assert doubting.stdout.startswith("error ")
+    assert [0, 0] == [trusting.returncode, doubting.returncode]
+    assert 1 == count_records(destination)
+
+
+def wait_for_metrics(url, counter):
+    """The metrics at *url*, once they have *counter*."""
+    poll_until(lambda: counter in requests.get(url, timeout=60).text, waiting_for=counter)
+    return requests.get(url, timeout=60).text
+
+
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_every_metric_of_the_alerts_exists(signal, otelcol, tmp_path):
+    """Bridge and collector expose each metric that a rule names, under this name, with the labels it asks for."""
+    rules = yaml.safe_load(ALERTS.read_text())
+    text = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    kinds = {"log": "log_records", "span": "spans"}
+    other = kinds["span" if signal == "log" else "log"]
+    named = {name for name in re.findall(r"\b(?:otel_tbot|otelcol)_\w+", text) if not name.endswith(other)}
+    exposed = ""
+    for code in (None, grpc.StatusCode.INVALID_ARGUMENT):
+        folder = tmp_path / str(code)
+        folder.mkdir()
+        with OtlpGrpcServer(code=code) as destination:
+            environ = {"TBOT_GATEWAY": destination.url}
+            with ChartCollector(otelcol, Release("default"), folder, environ) as collector:
+                with BridgeProcess(
+                    {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url(), "OTEL_TBOT_SIGNAL": signal}
+                ) as bridge:
+                    assert 200 == post(bridge).status_code
+                    assert 200 != post(bridge, b"not a report").status_code
+                    exposed += requests.get(f"{bridge.url}/metrics", timeout=60).text
+                counter = f"otelcol_exporter_{'sent' if code is None else 'send_failed'}_{kinds[signal]}{{"
+                exposed += wait_for_metrics(f"http://127.0.0.1:{collector.telemetry_port}/metrics", counter)
+    series = [line for line in exposed.splitlines() if line.startswith(tuple(named))]
+
+    assert 8 == len(named)
+    assert named <= {re.match(r"\w+", line)[0] for line in series}
+    assert all('exporter="otlp_grpc/gateway"' in line for line in series if line.startswith("otelcol_"))
+    assert all('reason="' in line for line in series if line.startswith("otel_tbot_bridge_reports_rejected"))

@@ -10,6 +10,8 @@ ROOT: Final = Path(__file__).parent.parent.parent
 REPORTER: Final = ROOT / "build" / "reporter"
 HELM: Final = ROOT / "build" / "helm"
 PROMTOOL: Final = ROOT / "build" / "promtool"
+KUBECTL: Final = ROOT / "build" / "kubectl"
+OPERATOR_CHECK: Final = ROOT / "build" / "check-operator-objects"
 
 REQUIRED_VARIABLE: Final = "OTEL_TBOT_REQUIRE_COLLECTOR"
 """If it is 1, a program that was not built fails a test instead of skipping it."""

@@ -1,0 +1,14 @@
+// Command kubectl is kubectl, from the module that Helm is built with.
+package main
+
+import (
+	"os"
+
+	"k8s.io/kubectl/pkg/cmd"
+)
+
+func main() {
+	if err := cmd.NewDefaultKubectlCommand().Execute(); err != nil {
+		os.Exit(1)
+	}
+}
