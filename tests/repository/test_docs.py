@@ -167,7 +167,7 @@ def test_every_command_and_option_in_a_page_is_there():
     """Each `otel-tbot COMMAND --option` that a page shows is one that the parser takes."""
     parsers = reference.find_commands()
     code = "\n".join([*re.findall(r"`([^`\n]+)`", ALL), *(e.text for e in EXAMPLES if e.run[:1] != ("output",))])
-    shown = re.findall(r"(?<!-n )(?<![/-])\botel-tbot ([a-z]+)\b(.*)", code)
+    shown = re.findall(r"(?<!--namespace )(?<!-n )(?<![/-])\botel-tbot ([a-z]+)\b(.*)", code)
     unknown = []
     for command, rest in shown:
         if command not in parsers:

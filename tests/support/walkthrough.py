@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Self
 
 import yaml
 
+from otel_tbot.consent import FROM_REPORT
+from otel_tbot.delivery import EventSender
 from otel_tbot.event import TbotStart
-from otel_tbot.otlp.client import OtlpSender
-from otel_tbot.otlp.encoding import load_encoder
 from otel_tbot.outcome import Outcome
 from tests.support.checkout import HELM, ROOT
 from tests.support.otelcol import Collector
@@ -102,9 +103,8 @@ class Walkthrough:
             return  # the page's own collector hands on what it gets, to where nobody is
         before = len(self.events())
         event = TbotStart(run_mode="daemon", session_id=str(uuid.uuid4()))
-        body = load_encoder("log", is_local=True)([(event, 1)]).SerializeToString()
-        sender = OtlpSender(self._collector.environ("http/protobuf", "log"), signal="log", deadline_seconds=60)
-        assert Outcome.ACCEPTED is sender.send(body)
+        sender = EventSender(self._collector.environ("http/protobuf", "log"), origin=FROM_REPORT, is_local=True)
+        assert Outcome.ACCEPTED is sender.send([(event, 1)], deadline=time.monotonic() + 60)
         sender.close()
         self._collector.wait_for_session(event.session_id)
         assert before + 1 == len(self.events())
