@@ -55,7 +55,8 @@ _HEADER_RULES: Final = {
     "headers": "a map, or a list of name and value, of header names and printable ASCII values",
     "headers_list": settings.HEADERS.rule,
 }
-_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+=[\x20-\x7e]*")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
 _EXPORTERS: Final = {"log": ("_log_exporter", "OTLPLogExporter"), "span": ("trace_exporter", "OTLPSpanExporter")}
 _COMPRESSIONS: Final = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
@@ -152,7 +153,7 @@ def _find_errors(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             headers = _to_headers({name: given.get(name)})
         except (AttributeError, KeyError, TypeError, ValueError):  # what Python raises for another shape
             headers = {"": ""}
-        if not all(_HEADER.fullmatch(f"{key}={value}") for key, value in headers.items()):
+        if not all(_HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(value) for key, value in headers.items()):
             yield name, rule
     yield from _find_tls_errors(given.get("tls", {}))
 

@@ -747,6 +747,7 @@ BAD_ARGUMENTS = {
     "headers": {"headers": [{"value": CANARY}]},
     "headers that are a string": {"headers": CANARY},
     "headers with an invalid name": {"headers": {f"{CANARY} x": "y"}},
+    "headers with an equals sign in a name": {"headers": {f"{CANARY}=x": "y"}},
     "headers that are numbers": {"headers": [1]},
     "headers with a number": {"headers": {"a": 1}},
     "headers with a line break": {"headers": {"a": f"{CANARY}\nb"}},
