@@ -1,6 +1,7 @@
-"""A stand-in for tbot, where none is installed: tbot's own variables go in, one report in tbot's protocol comes out.
+"""Plays tbot for demos and tests: reads tbot's variables and sends one report in tbot's protocol.
 
-`python -m otel_tbot.tbot.fake [--oneshot]`. Unlike tbot it never reports without an address, so never to Teleport.
+`python -m otel_tbot.tbot.fake start [--oneshot]`. Unlike tbot it never reports to Teleport: without an address it sends
+nothing.
 """
 
 import http.client
@@ -10,14 +11,19 @@ import sys
 from typing import Final
 from urllib.parse import urlsplit
 
-from otel_tbot.consent import ADDRESS_VARIABLE, is_granted
+from otel_tbot.consent import (
+    ADDRESS_VARIABLE,
+    HELPER_VARIABLE,
+    HELPER_VERSION_VARIABLE,
+    SDK_DISABLED_VARIABLE,
+    is_granted,
+)
 from otel_tbot.event import TbotStart
-from otel_tbot.tbot.config import HELPER_VARIABLE, HELPER_VERSION_VARIABLE
 from otel_tbot.tbot.report import PROCEDURE, to_report
 
 VERSION: Final = "18.4.1"
 
-_WAIT_SECONDS: Final = 10.0
+_TIMEOUT_SECONDS: Final = 10.0
 _HEADERS: Final = {
     "Content-Type": "application/proto",
     "Connect-Protocol-Version": "1",
@@ -27,7 +33,7 @@ _HEADERS: Final = {
 
 
 def main() -> int:
-    """Reports one start, as tbot would with one database output; 0, whatever becomes of the report, as with tbot."""
+    """Reports one start with one database output; returns 0 even if the report fails, as tbot does."""
     helper = os.environ.get(HELPER_VARIABLE, "")
     event = TbotStart(
         run_mode="one-shot" if "--oneshot" in sys.argv else "daemon",
@@ -37,19 +43,20 @@ def main() -> int:
         helper_version=os.environ.get(HELPER_VERSION_VARIABLE, "") if helper else "",
         destinations_database=1,
     )
-    if not is_granted({**os.environ, "OTEL_SDK_DISABLED": ""}):
-        print("tbot (stand-in): telemetry is off")
+    # tbot knows nothing of OpenTelemetry's variable, so only its own decides here.
+    if not is_granted({**os.environ, SDK_DISABLED_VARIABLE: ""}):
+        print("tbot (fake): telemetry is off")
     elif not os.environ.get(ADDRESS_VARIABLE):
-        print("tbot (stand-in): telemetry is on, but there is no address; tbot would report to Teleport")
+        print("tbot (fake): telemetry is on, but no address is set; tbot would report to Teleport")
     else:
-        print(f"tbot (stand-in): telemetry is on; {_report(event, os.environ[ADDRESS_VARIABLE])}")
+        print(f"tbot (fake): telemetry is on; {_send_report(event, os.environ[ADDRESS_VARIABLE])}")
     return 0
 
 
-def _report(event: TbotStart, address: str) -> str:
-    """Posts the report as tbot does, in chunks; what became of it."""
+def _send_report(event: TbotStart, address: str) -> str:
+    """Posts the report in chunks, as tbot does; returns the result in words."""
     url = urlsplit(address)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_WAIT_SECONDS)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=_TIMEOUT_SECONDS)
     body = iter([to_report(event).SerializeToString()])
     try:
         connection.request("POST", url.path + PROCEDURE, body, _HEADERS, encode_chunked=True)
@@ -57,10 +64,10 @@ def _report(event: TbotStart, address: str) -> str:
         if response.status == http.client.OK:
             return "the report was accepted"
         error = json.load(response)
-        return f"the report was answered with {error['code']}: {error['message']}"
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        # In the words of a Connect client for a server that is not there.
-        return f"the report was answered with unavailable: {type(error).__name__}"
+        return f"the report failed: {error['code']}: {error['message']}"
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        # "unavailable" is also what a Connect client reports if no server answers.
+        return f"the report failed: unavailable: {type(error).__name__}"
     finally:
         connection.close()
 

@@ -1,4 +1,4 @@
-"""tbot's report: a message of tbot's protocol goes in, a `TbotStart` comes out, and back.
+"""Converts a report, which is a message of tbot's protocol, to a `TbotStart` and back.
 
 Source: tbot's protocol, prehog.v1alpha (prehog/tbot.proto).
 """
@@ -10,7 +10,7 @@ from otel_tbot.event import TbotStart
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, TbotStartEvent
 
 PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
-"""Where a report is posted, behind the address that tbot was given."""
+"""The path of the procedure; tbot appends it to its address."""
 
 _RUN_MODES: Final = {
     TbotStartEvent.RUN_MODE_ONE_SHOT: "one-shot",
@@ -19,18 +19,18 @@ _RUN_MODES: Final = {
 
 
 def parse_report(report: SubmitTbotEventRequest) -> TbotStart:
-    """The event that *report* tells of. Pure.
+    """Returns the event in *report*. Pure.
 
-    The report's own time is not read: by how much a clock is wrong tells one machine from another.
+    Ignores the report's own time: the error of a clock is a fingerprint of its machine.
 
     Raises:
-        EventError: there is no event in it or one that this version does not know, or a field breaks its rule.
+        EventError: the report has no event, or an unknown one, or a field breaks its rule.
     """
     if report.WhichOneof("event") != "start":
         raise EventError([("event", "must be a start; no other event is known")])
     start = report.start
     return TbotStart(
-        # An unknown mode becomes a text that is no mode, so that it is refused with the event's own faults.
+        # An unknown mode becomes an invalid string, so that `TbotStart` reports it together with other broken fields.
         run_mode=_RUN_MODES.get(start.run_mode, ""),
         version=start.version,
         join_type=start.join_type,
@@ -45,7 +45,7 @@ def parse_report(report: SubmitTbotEventRequest) -> TbotStart:
 
 
 def to_report(event: TbotStart) -> SubmitTbotEventRequest:
-    """The report with which tbot would tell of *event*, without a time. Pure."""
+    """Returns the report that tbot would send for *event*, without a time. Pure."""
     modes = {name: number for number, name in _RUN_MODES.items()}
     start = TbotStartEvent(
         run_mode=modes[event.run_mode],

@@ -1,6 +1,7 @@
-"""YAML, read with care: the bytes of a file go in, a tree of nodes with their lines comes out, built of nothing else.
+"""Parses YAML into a tree of plain nodes that know their lines, within bounds.
 
-No object or number is made of a text, an alias is the node itself, and what would explode elsewhere is refused.
+Builds no object or number from the text, keeps an alias as a reference to its node, and rejects files that would take
+much memory or deep recursion.
 Source: YAML 1.2; gopkg.in/yaml.v3, with which tbot reads.
 """
 
@@ -14,14 +15,14 @@ from otel_tbot.errors import TbotConfigError
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 MAX_NODES: Final = 100_000
-"""Of a file, with every alias written out: tbot's own reader refuses much less."""
+"""Per file, with every alias written out. tbot's own reader has a lower limit."""
 
 MAX_DEPTH: Final = 64
 
 
 @dataclass(slots=True)
 class Node:
-    """A node of YAML: a `text` (None for none), `entries` of a map, or `items` of a list; `size` with aliases."""
+    """A node of YAML: a scalar has a `text`, a map has `entries`, a list has `items`; `size` counts aliases as well."""
 
     line: int
     text: str | None = None
@@ -32,32 +33,32 @@ class Node:
     children: "list[Node]" = field(default_factory=list)
 
 
-def parse_yaml(data: bytes, *, place: str) -> Node | None:
-    """The first document in *data*, None where it is empty. Pure.
+def parse_yaml(data: bytes, *, source: str) -> Node | None:
+    """Parses the first document in *data*; None if it is empty. *source* names it in errors. Pure.
 
-    From the parser's events, without building anything that the text names or repeats; *place* names it in errors.
+    Works on the parser's events, because yaml.compose crashes on deep nesting and repeats what an alias refers to.
 
     Raises:
-        TbotConfigError: it is no YAML, or beyond the bounds above, with its aliases written out: where, and what to do.
+        TbotConfigError: *data* is not YAML, or exceeds the bounds above; says where, and what to do.
     """
     if len(data) > MAX_CONFIG_BYTES:
-        raise TbotConfigError(place, f"longer than {MAX_CONFIG_BYTES} bytes; no configuration of tbot is")
+        raise TbotConfigError(source, f"longer than {MAX_CONFIG_BYTES} bytes; check that it is a configuration of tbot")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise TbotConfigError(place, "not UTF-8; save it as UTF-8", line=line) from None
+        raise TbotConfigError(source, "not UTF-8; save it as UTF-8", line=line) from None
     try:
-        return _build_tree(text, place=place)
+        return _build_tree(text, source=source)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise TbotConfigError(place, "holds a control character; remove it", line=line) from None
+        raise TbotConfigError(source, "contains a control character; remove it", line=line) from None
     except yaml.MarkedYAMLError as error:
         line = getattr(error.problem_mark, "line", -1) + 1
-        raise TbotConfigError(place, "not YAML; mend the line", line=line) from None
+        raise TbotConfigError(source, "not valid YAML; fix this line", line=line) from None
 
 
-def _build_tree(text: str, *, place: str) -> Node | None:
+def _build_tree(text: str, *, source: str) -> Node | None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     anchors: dict[str | None, Node] = {}
     root = Node(line=1)
@@ -68,12 +69,12 @@ def _build_tree(text: str, *, place: str) -> Node | None:
             break  # tbot reads the first document
         if isinstance(event, yaml.CollectionEndEvent):
             done = open_nodes.pop()
-            _close(done, place=place)
+            _close(done, source=source)
             open_nodes[-1].size += done.size
         elif isinstance(event, yaml.AliasEvent):
             node = anchors.get(event.anchor)
             if node is None or any(node is other for other in open_nodes):
-                raise TbotConfigError(place, "an alias of nothing, or of itself; mend the line", line=line)
+                raise TbotConfigError(source, "an alias of an unknown anchor, or of itself; fix this line", line=line)
             open_nodes[-1].children.append(node)
             open_nodes[-1].size += node.size
         elif isinstance(event, yaml.NodeEvent):
@@ -87,18 +88,18 @@ def _build_tree(text: str, *, place: str) -> Node | None:
             else:
                 node.entries, node.items = ([], None) if isinstance(event, yaml.MappingStartEvent) else (None, [])
                 open_nodes.append(node)
-        _check_bounds(open_nodes, place=place, line=line)
+        _check_bounds(open_nodes, source=source, line=line)
     return root.children[0] if root.children else None
 
 
-def _check_bounds(open_nodes: Sequence[Node], *, place: str, line: int) -> None:
+def _check_bounds(open_nodes: Sequence[Node], *, source: str, line: int) -> None:
     if len(open_nodes) > MAX_DEPTH:
-        raise TbotConfigError(place, f"nested deeper than {MAX_DEPTH}; no configuration of tbot is", line=line)
+        raise TbotConfigError(source, f"nested deeper than {MAX_DEPTH} levels; flatten it", line=line)
     if open_nodes[-1].size > MAX_NODES:
-        raise TbotConfigError(place, f"more than {MAX_NODES} nodes with its aliases; use fewer aliases", line=line)
+        raise TbotConfigError(source, f"more than {MAX_NODES} nodes, aliases written out; use fewer aliases", line=line)
 
 
-def _close(node: Node, *, place: str) -> None:
+def _close(node: Node, *, source: str) -> None:
     children, node.children = node.children, []
     if node.entries is None:
         node.items = children
@@ -107,5 +108,5 @@ def _close(node: Node, *, place: str) -> None:
     seen = set()
     for key, _ in node.entries:
         if key.text is not None and key.text in seen and key.text != "<<":
-            raise TbotConfigError(place, "a key that is there twice; leave one", line=key.line)
+            raise TbotConfigError(source, "duplicate key; remove one", line=key.line)
         seen.add(key.text)

@@ -1,11 +1,9 @@
 import os
 import re
-import sys
 
 import pytest
 
 from tests.support.processes import LAUNCHER, Launch
-from tests.support.servers import raw_server
 
 DEMO = (LAUNCHER[0], "demo")
 KEYS = (
@@ -102,58 +100,3 @@ def test_demo_fails_when_the_command_reports_nothing(command):
     assert finished.stderr.splitlines()[-1].startswith("otel-tbot: demo: expected one request and then none; ")
     assert 2 == finished.stdout.count("The receiver got no requests.")
     launch.wait_for_end()
-
-
-@pytest.mark.parametrize(
-    ("environ", "line"),
-    [
-        ({}, "telemetry is off"),
-        ({"TELEPORT_ANONYMOUS_TELEMETRY": "0"}, "telemetry is off"),
-        (
-            {"TELEPORT_ANONYMOUS_TELEMETRY": "1"},
-            "telemetry is on, but there is no address; tbot would report to Teleport",
-        ),
-        (
-            {"TELEPORT_ANONYMOUS_TELEMETRY": "1", "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": "http://127.0.0.1:0"},
-            "telemetry is on; the report was answered with unavailable: ",
-        ),
-    ],
-)
-def test_the_stand_in_never_reports_without_an_address(environ, line):
-    """Like tbot it reports only when opted in; unlike tbot it reports nowhere when no address is set."""
-    launch = Launch(environ)
-
-    finished = launch.run(["-m", "otel_tbot.tbot.fake", "start"], launcher=(sys.executable,))
-
-    assert (0, "") == (finished.returncode, finished.stderr)
-    assert finished.stdout.startswith(f"tbot (stand-in): {line}")
-
-
-@pytest.mark.parametrize(
-    ("answer", "line"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "the report was accepted\n"),
-        (
-            b'HTTP/1.1 503 x\r\nContent-Length: 37\r\n\r\n{"code":"unavailable","message":"no"}\n',
-            "the report was answered with unavailable: no\n",
-        ),
-        (b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n", "the report was answered with unavailable: JSONDecodeError\n"),
-    ],
-    ids=["accepted", "refused", "no Connect"],
-)
-def test_the_stand_in_says_what_became_of_its_report(answer, line):
-    """The answer's own words, where it is one of Connect; and like tbot it ends with 0."""
-
-    def serve(connection):
-        request = b""
-        while not request.endswith(b"\r\n0\r\n\r\n"):  # the last chunk
-            request += connection.recv(65536)
-        connection.sendall(answer)
-
-    with raw_server(serve) as server:
-        address = {"TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": f"{server.url}/secret"}
-        launch = Launch({"TELEPORT_ANONYMOUS_TELEMETRY": "1", **address})
-        finished = launch.run(["-m", "otel_tbot.tbot.fake", "start"], launcher=(sys.executable,))
-
-    assert (0, "") == (finished.returncode, finished.stderr)
-    assert f"tbot (stand-in): telemetry is on; {line}" == finished.stdout

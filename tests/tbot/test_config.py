@@ -135,7 +135,7 @@ def test_files_of_every_kind_count_right(text, expected, tmp_path):
     assert expected == to_tuple(read_event(StartFlags(), {"TBOT_CONFIG_PATH": str(path)}))
     assert expected == to_tuple(read_event(StartFlags(), {"TBOT_CONFIG": encoded}))
     assert expected[2:] == tuple(
-        parse_config(text.encode(), place="x").services.count(name)
+        parse_config(text.encode(), source="x").services.count(name)
         for name in ("_OTHER", "database", "kubernetes", "application")
     )
 
@@ -143,37 +143,37 @@ def test_files_of_every_kind_count_right(text, expected, tmp_path):
 def test_the_event_holds_nothing_else_of_a_file():
     """Of a file full of canaries, none is in the event."""
     for text, _ in FILES.values():
-        assert "canary" not in str(parse_config(text.encode(), place="x"))
+        assert "canary" not in str(parse_config(text.encode(), source="x"))
 
 
 # Bad files, with the line, and what the error has to say.
 BAD = {
-    "not YAML": (f"version: v2\nonboarding: [{CANARY}\n", 3, "not YAML"),
-    "a tab": (f"version: v2\n\t{CANARY}: x", 2, "not YAML"),
-    "an unknown alias": (f"version: v2\nx: *{CANARY}", 2, "alias of nothing"),
-    "an alias of itself": ("version: v2\nx: &a\n  - *a", 3, "alias of nothing, or of itself"),
+    "not valid YAML; fix this line": (f"version: v2\nonboarding: [{CANARY}\n", 3, "not valid YAML; fix this line"),
+    "a tab": (f"version: v2\n\t{CANARY}: x", 2, "not valid YAML; fix this line"),
+    "an unknown alias": (f"version: v2\nx: *{CANARY}", 2, "an alias of an unknown anchor"),
+    "an alias of itself": ("version: v2\nx: &a\n  - *a", 3, "an alias of an unknown anchor, or of itself"),
     "a text": (CANARY, 1, "the file: must be a map"),
     "a list": (f"- {CANARY}", 1, "the file: must be a map"),
-    "an unknown version": (f"oneshot: true\nversion: {CANARY}", 2, "version: must be v1 or v2"),
-    "a version that is a list": ("version: [v2]", 1, "version: must be a text"),
-    "a v2 key in v1": (f"onboarding: {{}}\noutputs: [{{type: {CANARY}}}]", 2, "outputs: of v2, in a v1 file"),
-    "services in v1": ("version: v1\nservices: []", 2, "services: of v2, in a v1 file"),
-    "a v1 key in v2": ("version: v2\ndestinations: []", 2, "destinations: of v1, in a v2 file"),
+    "an unknown version": (f"oneshot: true\nversion: {CANARY}", 2, "version: unknown; use v1 or v2"),
+    "a version that is a list": ("version: [v2]", 1, "version: must be a string"),
+    "a v2 key in v1": (f"onboarding: {{}}\noutputs: [{{type: {CANARY}}}]", 2, "outputs: not allowed in a v1 file; add `version: v2`"),
+    "services in v1": ("version: v1\nservices: []", 2, "services: not allowed in a v1 file; add `version: v2`"),
+    "a v1 key in v2": ("version: v2\ndestinations: []", 2, "destinations: not allowed in a v2 file; use outputs"),
     "outputs that are a map": (f"version: v2\noutputs: {{{CANARY}: x}}", 2, "outputs: must be a list"),
     "outputs that are a text": (f"version: v2\noutputs: {CANARY}", 2, "outputs: must be a list"),
     "an output that is a list": (f"version: v2\noutputs:\n - [{CANARY}]", 3, "an entry of outputs: must be a map"),
     "an output that is null": ("version: v2\noutputs:\n -\n", 3, "an entry of outputs: must be a map"),
-    "an output without a type": (f"version: v2\noutputs:\n - {{x: {CANARY}}}", 3, "must have a type"),
-    "a type that is a map": (f"version: v2\nservices:\n - type: {{{CANARY}: 1}}", 3, "type: must be a text"),
+    "an output without a type": (f"version: v2\noutputs:\n - {{x: {CANARY}}}", 3, "an entry of outputs: has no type; add one"),
+    "a type that is a map": (f"version: v2\nservices:\n - type: {{{CANARY}: 1}}", 3, "type: must be a string"),
     "onboarding that is a list": (f"version: v2\nonboarding: [{CANARY}]", 2, "onboarding: must be a map"),
     "a join method that is a list": (f"version: v2\nonboarding:\n  join_method: [{CANARY}]", 3, "join_method: must be"),
     "oneshot that is a text": (f"version: v2\noneshot: {CANARY}", 2, "oneshot: must be true or false"),
     "oneshot in quotes": ('version: v2\noneshot: "true"', 2, "oneshot: must be true or false"),
     "oneshot that is a number": ("version: v2\noneshot: 1", 2, "oneshot: must be true or false"),
-    "a key twice": (f"version: v2\noneshot: true\noneshot: {CANARY}", 3, "twice"),
-    "two kinds in v1": (f"destinations:\n - {{app: {CANARY}, database: {{}}}}", 2, "must have one of"),
+    "a key twice": (f"version: v2\noneshot: true\noneshot: {CANARY}", 3, "duplicate key; remove one"),
+    "two kinds in v1": (f"destinations:\n - {{app: {CANARY}, database: {{}}}}", 2, "must have at most one of"),
     "a merge of a text": (f"version: v2\n<<: {CANARY}", 2, "<<: must be a map"),
-    "a join URI that is none": (f"version: v2\njoin_uri: https://{CANARY}", 2, "no join URI"),
+    "a join URI that is none": (f"version: v2\njoin_uri: https://{CANARY}", 2, "not a join URI"),
     "a control character": (f"version: v2\nx: {CANARY}\x07", 2, "control character"),
     "deep": ("version: v2\nx: " + "[" * 70 + CANARY, 2, "nested deeper than 64"),
     "very deep": ("{a: " * 100_000, 1, "nested deeper than 64"),
@@ -185,7 +185,7 @@ BAD = {
 def test_a_bad_file_is_an_error_with_file_line_and_remedy(text, line, rule):
     """One line: place, line, rule, remedy; nothing of the file."""
     with pytest.raises(TbotConfigError) as raised:
-        parse_config(text.encode(), place="tbot.yaml")
+        parse_config(text.encode(), source="tbot.yaml")
     message = str(raised.value)
 
     assert message.startswith(f"tbot.yaml:{line}: ")
@@ -199,8 +199,8 @@ def test_aliases_that_explode_are_refused_at_once():
     """A billion laughs is an error of one line, and takes next to no memory."""
     levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(TbotConfigError, match=r"^x:\d+: more than 100000 nodes with its aliases"):
-        parse_config(f"a0: &a0 [{', '.join(['x'] * 10)}]\n{levels}".encode(), place="x")
+    with pytest.raises(TbotConfigError, match=r"^x:\d+: more than 100000 nodes, aliases written out"):
+        parse_config(f"a0: &a0 [{', '.join(['x'] * 10)}]\n{levels}".encode(), source="x")
 
     assert 64 * 1024 > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
@@ -208,7 +208,7 @@ def test_aliases_that_explode_are_refused_at_once():
 def test_text_that_is_not_utf_8_is_refused_with_its_line():
     """The line of the first bad byte is named."""
     with pytest.raises(TbotConfigError, match=r"^x:3: not UTF-8; save it as UTF-8$"):
-        parse_config(b"version: v2\n\nx: \xff\n", place="x")
+        parse_config(b"version: v2\n\nx: \xff\n", source="x")
 
 
 def test_a_file_of_100_mb_is_refused_and_not_read(tmp_path):
@@ -222,7 +222,7 @@ def test_a_file_of_100_mb_is_refused_and_not_read(tmp_path):
         read_event(StartFlags(config_path=str(path)), {})
 
     assert 64 * 1024 > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert TbotConfig() == parse_config(within, place="x")
+    assert TbotConfig() == parse_config(within, source="x")
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),
         (tmp_path / ("x" * 300), "File name too long"),
-        ("a\0b", "its name is malformed"),
+        ("a\0b", "invalid file name"),
     ):
         with pytest.raises(TbotConfigError) as raised:
             read_event(StartFlags(config_path=str(path)), {})
@@ -250,7 +250,7 @@ def test_a_variable_that_is_not_base64_is_refused(encoded):
 
 def test_two_configurations_at_once_are_refused():
     """A file and TBOT_CONFIG: which one tbot takes is not ours to guess."""
-    with pytest.raises(TbotConfigError, match=r"^TBOT_CONFIG: set beside TBOT_CONFIG_PATH or --config; leave one"):
+    with pytest.raises(TbotConfigError, match=r"^TBOT_CONFIG: set together with --config; remove one"):
         read_event(StartFlags(config_path="x"), {"TBOT_CONFIG": "eA=="})
 
 
@@ -260,6 +260,7 @@ FLAGS = {
     "oneshot": (StartFlags(is_one_shot=True), TbotConfig(is_one_shot=True, join_type="iam", services=("database",))),
     "a join method": (StartFlags(join_type="gcp"), TbotConfig(join_type="gcp", services=("database",))),
     "a token": (StartFlags(has_token=True), TbotConfig(join_type="", services=("database",))),
+    "a pin": (StartFlags(has_ca_pin=True), TbotConfig(join_type="", services=("database",))),
     "a folder": (StartFlags(has_destination_dir=True), TbotConfig(join_type="iam", services=("_OTHER",))),
     "legacy": (StartFlags(subcommand="legacy"), BASE),
     "noop": (StartFlags(subcommand="noop"), BASE),
@@ -287,7 +288,7 @@ def test_no_oneshot_takes_back_what_the_file_says():
 @pytest.mark.parametrize("kind", SERVICE_OF_TYPE)
 def test_a_subcommand_counts_as_its_type_does(kind):
     """`tbot start TYPE` and a service of the type in a file are classified the same."""
-    from_file = parse_config(f"version: v2\nservices: [{{type: {kind}}}]".encode(), place="x")
+    from_file = parse_config(f"version: v2\nservices: [{{type: {kind}}}]".encode(), source="x")
 
     assert from_file == apply_flags(TbotConfig(), StartFlags(subcommand=kind))
 
@@ -317,9 +318,9 @@ def test_a_join_uri_carries_every_join_method(kind, method):
     """With - for _, with a parameter and without, in any case of the scheme."""
     scheme = f"tbot+{kind}+{method.replace('_', '-')}"
 
-    assert method == parse_join_uri(f"{scheme}://canary@canary.example:443", place="x")
-    assert method == parse_join_uri(f"{scheme.upper()}://canary:canary@canary.example:443", place="x")
-    assert method == parse_join_uri(f"tbot+{kind}+{method}://canary@canary.example", place="x")
+    assert method == parse_join_uri(f"{scheme}://canary@canary.example:443", source="x")
+    assert method == parse_join_uri(f"{scheme.upper()}://canary:canary@canary.example:443", source="x")
+    assert method == parse_join_uri(f"tbot+{kind}+{method}://canary@canary.example", source="x")
 
 
 @pytest.mark.parametrize(
@@ -337,17 +338,17 @@ def test_a_join_uri_carries_every_join_method(kind, method):
 def test_a_join_uri_that_is_none_is_refused_without_repeating_it(uri):
     """The form is said, the URI is not: it holds a token."""
     with pytest.raises(
-        TbotConfigError, match=r"^x: no join URI; write tbot\+proxy\+METHOD://TOKEN@HOST:PORT"
+        TbotConfigError, match=r"^x: not a join URI; write tbot\+proxy\+METHOD://TOKEN@HOST:PORT"
     ) as raised:
-        parse_join_uri(uri, place="x")
+        parse_join_uri(uri, source="x")
 
     assert CANARY not in str(raised.value)
 
 
 def test_an_unknown_method_in_a_join_uri_becomes_other():
     """A method of a later tbot is counted, its name does not travel; spellings that tbot takes are known."""
-    assert "_OTHER" == parse_join_uri(f"tbot+proxy+{CANARY}://x@y", place="x")
-    assert "bound_keypair" == parse_join_uri("tbot+proxy+boundkeypair://x@y", place="x")
+    assert "_OTHER" == parse_join_uri(f"tbot+proxy+{CANARY}://x@y", source="x")
+    assert "bound_keypair" == parse_join_uri("tbot+proxy+boundkeypair://x@y", source="x")
 
 
 TYPES = [*SERVICE_OF_TYPE, "identity", "ssh_host", "noop", "spiffe-svid", "of-the-future"]
@@ -376,7 +377,7 @@ def test_generated_files_count_as_an_independent_count_says(
         "proxy_server": noise,
     }
     text = yaml.safe_dump(file, default_flow_style=is_flow, allow_unicode=True)
-    config = parse_config(text.encode(), place="x")
+    config = parse_config(text.encode(), source="x")
     expected = {"database": 0, "kubernetes": 0, "application": 0, "_OTHER": 0}
     for kind in outputs + services:
         first = re.split("[-/]", kind)[0]
@@ -395,7 +396,7 @@ def test_generated_files_count_as_an_independent_count_says(
 def test_any_bytes_are_a_configuration_or_an_error_of_one_line(data):
     """No other exception, and no line break in the message."""
     try:
-        parse_config(data, place="x")
+        parse_config(data, source="x")
     except TbotConfigError as error:
         message = str(error)
     else:
