@@ -21,6 +21,7 @@ FROM_ENVIRONMENT = "environment"
 FROM_REPORT = "report"
 
 _TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+_CLEARLY_OFF = frozenset(("", "0", "f", "false", "n", "no", "off", "none", "disabled"))
 
 
 def is_granted(environ: "Mapping[str, str]", origin: str = FROM_ENVIRONMENT) -> bool:
@@ -44,6 +45,14 @@ def is_granted(environ: "Mapping[str, str]", origin: str = FROM_ENVIRONMENT) -> 
 def is_sdk_disabled(environ: "Mapping[str, str]") -> bool:
     """Whether *environ* turns OpenTelemetry off altogether. Pure; raises nothing."""
     return environ.get(SDK_DISABLED_VARIABLE, "").strip().lower() == "true"
+
+
+def find_mistake(environ: "Mapping[str, str]") -> str:
+    """Returns a sentence about the opt-in variable if its value is off, but was perhaps meant to be on. Pure."""
+    value = environ.get(CONSENT_VARIABLE, "")
+    if value in _TRUE or value.lower() in _CLEARLY_OFF:
+        return ""
+    return f"{CONSENT_VARIABLE}: has a value that does not mean on, so telemetry is off; set it to 1 to turn it on"
 
 
 def enabled() -> bool:

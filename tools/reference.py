@@ -1,16 +1,17 @@
-"""The parts of the reference pages that are made from the code; `make docs` writes them by these."""
+"""Generates the parts of the reference pages that come from the code; `make docs` writes them."""
 
-import argparse
 import ast
 import inspect
 import re
 from pathlib import Path
 
+import click
+
 import otel_tbot
 from benchmarks import charts
 from otel_tbot.bridge import application, batching, server
 from otel_tbot.bridge.metrics import METRICS
-from otel_tbot.cli.main import build_parser
+from otel_tbot.cli.main import PROGRAM, cli
 from otel_tbot.exporters.records import to_resource
 from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.outcome import Outcome
@@ -47,24 +48,29 @@ def to_performance_table() -> str:
     return to_table(("Figure", "What", "Compared with", "Ratio", "Minimum of each"), rows)
 
 
-def find_commands() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the commands, by name."""
-    actions = build_parser()._actions  # noqa: SLF001  # argparse has no other way
-    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
-    return dict(commands.choices)
+def find_commands() -> dict[str, click.Command]:
+    """Returns the commands by name."""
+    return dict(cli.commands)
 
 
-def find_options(parser: argparse.ArgumentParser) -> set[str]:
-    """The options that *parser* takes, in all their spellings."""
-    return {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001  # see above
+def find_options(command: click.Command) -> set[str]:
+    """Returns the options of *command*, in all their spellings."""
+    parameters = command.get_params(_to_context(command))
+    return {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def to_command_sections() -> str:
-    """A section for each command: its help, as it prints it."""
-    parsers = {"otel-tbot": build_parser(), **find_commands()}
+    """Returns a section for each command: its help for 80 columns."""
+    commands = {PROGRAM: cli, **find_commands()}
     return "\n\n".join(
-        f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```" for name, parser in parsers.items()
+        f"## {name}\n\n```text\n{command.get_help(_to_context(command)).rstrip()}\n```"
+        for name, command in commands.items()
     )
+
+
+def _to_context(command: click.Command) -> click.Context:
+    parent = click.Context(cli, info_name=PROGRAM, terminal_width=80, help_option_names=["-h", "--help"])
+    return parent if command is cli else click.Context(command, info_name=command.name, parent=parent)
 
 
 def to_name_table() -> str:

@@ -1,1 +1,1 @@
-"""Runs the commands of `otel-tbot` but `run`, whose start path bypasses them."""
+"""Implements the commands of `otel-tbot`, except `run`, which the launcher executes without them."""

@@ -1,6 +1,8 @@
-"""`otel-tbot demo`: a command goes in, what `run` makes of it with and without consent comes out on the screen."""
+"""Shows what `run` sends, and that it sends nothing without consent, with a command and a collector on this machine."""
 
+import contextlib
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -13,44 +15,45 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from otel_tbot.cli.terminal import Painter, leave_plain
+from otel_tbot.cli.output import get_width, print_message, print_result, style, to_row
 from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, SDK_DISABLED_VARIABLE
 
-_STAND_IN: Final = (sys.executable, "-P", "-m", "otel_tbot.tbot.fake", "start", "--oneshot")
+_FAKE_TBOT: Final = (sys.executable, "-P", "-m", "otel_tbot.tbot.fake", "start", "--oneshot")
 _ARRIVAL_SECONDS: Final = 3.0
 
-# Shorter names than this stand in other words by chance.
-_FEW_CHARACTERS: Final = 5
-_COLUMN: Final = 35
+_MIN_CHARACTERS: Final = 5
+"""Shorter names are not searched for, because they occur in other words by chance."""
 
-# A first start compiles everything it imports.
+_COLUMN: Final = 33
+
+# A first start compiles everything that it imports.
 _TIMEOUT_MS: Final = "10000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """One OTLP request: its path, its headers as they came, its body."""
+    """One OTLP request: its path, its headers in order, and its body."""
 
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
 
-class _Receiver(ThreadingHTTPServer):
-    """An OTLP/HTTP receiver on a free loopback port that takes everything and keeps it."""
+class _Collector(ThreadingHTTPServer):
+    """An OTLP/HTTP receiver on a free loopback port that accepts and keeps every request."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[_Request] = []
-        self.has_come = threading.Event()
+        self.has_request = threading.Event()
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Receiver
+    server: _Collector
 
     def do_POST(self) -> None:  # the base class's name
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
@@ -59,97 +62,77 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", "0")
         self.end_headers()
-        self.server.has_come.set()
+        self.server.has_request.set()
 
     def log_message(self, *_arguments: object) -> None:
-        """Says nothing: what came is shown at the end."""
+        """Prints nothing; the requests are shown at the end."""
 
 
-class _Screen:
-    """Where the story is told, in the colours of *paint*."""
+def show_demo(command: Sequence[str]) -> int:
+    """Runs *command*, or the fake tbot, behind `run` with telemetry on and off, and prints the requests that arrive.
 
-    def __init__(self, paint: Painter) -> None:
-        self.paint = paint
-
-    def say(self, line: str) -> None:
-        """A line, flushed, since the commands in between write to the same screen."""
-        print(line, flush=True)
-
-    def title(self, number: int, text: str, command: str) -> None:
-        """The head of a part, and the command that it runs."""
-        self.say(self.paint(f"\n{number}. {text}", "strong"))
-        self.say(f"{self.paint('  $', 'quiet')} {command}\n")
-
-    def head(self, text: str) -> None:
-        """The head of a table."""
-        self.say(self.paint(f"\n  {text}", "strong"))
-
-    def row(self, name: str, value: object, remark: str = "") -> None:
-        """A row of a table."""
-        self.say(f"    {name:<{_COLUMN}}{value}{self.paint(remark, 'quiet')}")
-
-
-def demo(command: Sequence[str], paint: Painter = leave_plain) -> int:
-    """Runs *command*, or a stand-in for tbot, behind `run` opted in and again not, and shows what arrived.
-
-    The stand-in runs a third time, where no collector is. 0 when the first start brought one record, without what was
-    planted or names this machine, and the second no request at all, otherwise 1.
+    Runs the fake a third time, without a collector. Returns 0 if the first start sent one request, without any planted
+    name or name of this machine, and the second start sent none; otherwise 1.
     """
-    screen = _Screen(paint)
-    screen.say("tbot starts with telemetry on, and off; a receiver of ours plays the collector.")
+    print_result("This starts tbot with telemetry on, and again with telemetry off.")
+    print_result("A small OTLP receiver in this process plays the collector.")
     name = " ".join(command) or "tbot start --oneshot"
-    is_stand_in = not command
-    if is_stand_in:
-        command = _STAND_IN
-        screen.say("No command was given after --: `tbot` is a stand-in that speaks its protocol.")
-    screen.say("\n  tbot ─► otel-tbot run ─► OTLP ─► receiver")
+    is_fake = not command
+    if is_fake:
+        command = _FAKE_TBOT
+        print_result("No command was given after --, so a fake tbot is started. It speaks tbot's protocol.")
+    print_result("\n  tbot ─► otel-tbot run ─► OTLP ─► collector")
 
-    opted_in = f"{CONSENT_VARIABLE}=1 otel-tbot run -- {name}"
-    screen.title(1, "Telemetry is on", opted_in)
+    with_consent = f"{CONSENT_VARIABLE}=1 otel-tbot run -- {name}"
+    _print_title(1, "Telemetry is on", with_consent)
     planted = f"planted-{secrets.token_hex(4)}"
-    with _Receiver() as receiver:
-        status = _run(command, receiver.endpoint, consent="1", planted=planted)
-        receiver.has_come.wait(_ARRIVAL_SECONDS)
-        receiver.shutdown()
-        requests = list(receiver.requests)
-    screen.say(f"  The command ended with status {status}. The receiver got {_count(requests)}.")
+    with _Collector() as collector:
+        status = _run(command, collector.endpoint, consent="1", planted=planted)
+        collector.has_request.wait(_ARRIVAL_SECONDS)
+        collector.shutdown()
+        requests = list(collector.requests)
+    print_result(f"  The command ended with status {status}. The collector received {_count(requests)}.")
     for request in requests:
-        _show(request, screen)
-    betrayed = _show_search(requests, planted, screen) if requests else []
+        _print_request(request)
+    found = _print_search(requests, planted) if requests else []
 
-    screen.title(2, "Telemetry is off", f"otel-tbot run -- {name}")
-    with _Receiver() as receiver:
-        status = _run(command, receiver.endpoint, consent=None, planted=planted)
-        receiver.shutdown()
-        unwanted = list(receiver.requests)
-    screen.say(f"  The command ended with status {status}. The receiver got {_count(unwanted)}.")
+    _print_title(2, "Telemetry is off", f"otel-tbot run -- {name}")
+    with _Collector() as collector:
+        status = _run(command, collector.endpoint, consent=None, planted=planted)
+        collector.shutdown()
+        unwanted = list(collector.requests)
+    print_result(f"  The command ended with status {status}. The collector received {_count(unwanted)}.")
 
-    if is_stand_in:
-        screen.title(3, "Telemetry is on, and the collector is not there", opted_in)
+    if is_fake:
+        _print_title(3, "Telemetry is on, but there is no collector", with_consent)
         with socket.socket() as refusing:
-            refusing.bind(("127.0.0.1", 0))  # ours, and nobody listens on it
+            refusing.bind(("127.0.0.1", 0))  # bound, but not listening, so connections are refused
             began = time.monotonic()
             status = _run(command, f"http://127.0.0.1:{refusing.getsockname()[1]}", consent="1", planted=planted)
             seconds = time.monotonic() - began
-        screen.say(f"  The command ended with status {status} after {seconds:.1f} s: tbot starts all the same.")
+        print_result(f"  The command ended with status {status} after {seconds:.1f} s: tbot starts all the same.")
 
-    if len(requests) == 1 and not unwanted and not betrayed:
-        screen.say(paint("\nThat is all that otel-tbot sends, and only when you say so.", "good"))
-        screen.say("Next: `otel-tbot preview` for a tbot of yours, `otel-tbot doctor` for your settings.")
+    if len(requests) == 1 and not unwanted and not found:
+        print_result(
+            style("\nThis is everything that otel-tbot sends, and it sends it only with your consent.", "good")
+        )
+        print_result(
+            "Next: `otel-tbot preview` shows the event of your own tbot, `otel-tbot doctor` checks your settings."
+        )
         return 0
-    fault = "expected one request and then none; is the command a tbot of 12.1 or later?"
-    if betrayed:
-        fault = f"the request holds {', '.join(betrayed)}; please report this, see SECURITY.md"
-    print(f"otel-tbot: demo: {fault}", file=sys.stderr)
+    message = "expected one request, and then none; is the command a tbot of version 12.1 or later?"
+    if found:
+        message = f"the request contains {', '.join(found)}; please report this as SECURITY.md describes"
+    print_message("demo", message)
     return 1
 
 
 def _run(command: Sequence[str], endpoint: str, *, consent: str | None, planted: str) -> int:
-    ours = (CONSENT_VARIABLE, ADDRESS_VARIABLE, SDK_DISABLED_VARIABLE)
+    own_variables = (CONSENT_VARIABLE, ADDRESS_VARIABLE, SDK_DISABLED_VARIABLE)
     environ = {
         name: value
         for name, value in os.environ.items()
-        if name not in ours and not name.startswith(("OTEL_EXPORTER_OTLP_", "OTEL_TBOT_"))
+        if name not in own_variables and not name.startswith(("OTEL_EXPORTER_OTLP_", "OTEL_TBOT_"))
     }
     environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_TBOT_TIMEOUT": _TIMEOUT_MS}
     environ |= {"OTEL_SERVICE_NAME": planted, "OTEL_RESOURCE_ATTRIBUTES": f"host.name={planted}"}
@@ -159,66 +142,86 @@ def _run(command: Sequence[str], endpoint: str, *, consent: str | None, planted:
     return subprocess.run(arguments, env=environ, check=False).returncode  # noqa: S603  # what the user asked to run
 
 
-def _show(request: _Request, screen: _Screen) -> None:
+def _print_title(number: int, text: str, command: str) -> None:
+    print_result(style(f"\n{number}. {text}", "strong"))
+    print_result(f"{style('  $', 'quiet')} {command}\n")
+
+
+def _print_heading(text: str) -> None:
+    print_result(style(f"\n  {text}", "strong"))
+
+
+def _print_row(name: str, value: object) -> None:
+    print_result(to_row(name, str(value), column=_COLUMN, indent=" " * 4, width=get_width()))
+
+
+def _print_request(request: _Request) -> None:
     from otel_tbot.otlp.client import parse_log_request
 
     (resource_logs,) = parse_log_request(request.body)["resourceLogs"]
     (scope_logs,) = resource_logs["scopeLogs"]
     (record,) = scope_logs["logRecords"]
-    moment = datetime.fromtimestamp(int(record["timeUnixNano"]) / 1e9, tz=UTC)
-    screen.head(f"The request: POST {request.path}, {len(request.body)} bytes")
+    started = datetime.fromtimestamp(int(record["timeUnixNano"]) / 1e9, tz=UTC)
+    _print_heading(f"The request: POST {request.path}, {len(request.body)} bytes")
     for name, value in request.headers:
-        screen.row(name, value)
-    screen.head("The log record in it")
-    screen.row("event name", record["eventName"])
-    screen.row("time", f"{moment:%Y-%m-%dT%H:%M:%SZ}", ", cut to the whole second")
-    screen.row("severity", record["severityText"])
-    screen.row("body", record["body"]["stringValue"])
+        _print_row(name, value)
+    _print_heading("Its log record")
+    _print_row("event name", record["eventName"])
+    _print_row("time", f"{started:%Y-%m-%dT%H:%M:%SZ} (a whole second)")
+    _print_row("severity", record["severityText"])
+    _print_row("body", record["body"]["stringValue"])
     for attribute in record["attributes"]:
         (value,) = attribute["value"].values()
-        screen.row(attribute["key"], value)
-    screen.say(screen.paint("    The session.id is random, made for this one start and never used again.", "quiet"))
-    screen.head("Its resource, whole")
+        _print_row(attribute["key"], value)
+    _print_heading("Its resource, complete")
     for attribute in resource_logs["resource"]["attributes"]:
         (value,) = attribute["value"].values()
-        screen.row(attribute["key"], value)
-    screen.head("Its scope")
-    screen.row(scope_logs["scope"]["name"], scope_logs["scope"]["version"])
+        _print_row(attribute["key"], value)
+    _print_heading("Its scope")
+    _print_row(scope_logs["scope"]["name"], scope_logs["scope"]["version"])
+    print_result("\n  The session.id is random: it is made for this one start and never used again.")
 
 
-def _show_search(requests: Sequence[_Request], planted: str, screen: _Screen) -> list[str]:
-    """Looks in all that was sent for what would say who it was; returns what was found."""
-    sent = "\n".join(
-        [f"{request.path}\n{request.headers}\n{request.body.decode(errors='replace')}" for request in requests]
-    )
-    sought = {
+def _print_search(requests: Sequence[_Request], planted: str) -> list[str]:
+    """Searches the requests for names that would identify this machine; returns those that were found."""
+    sent = "\n".join(f"{r.path}\n{r.headers}\n{r.body.decode(errors='replace')}" for r in requests)
+    working_directory = ""
+    with contextlib.suppress(OSError):  # it may be deleted
+        working_directory = os.getcwd()
+    names = {
         "OTEL_SERVICE_NAME, planted": planted,
         "OTEL_RESOURCE_ATTRIBUTES, planted": f"host.name={planted}",
         "this machine's name": socket.gethostname(),
         "your user's name": os.environ.get("USER", ""),
         "your home directory": os.environ.get("HOME", ""),
-        "the working directory": os.getcwd(),
+        "the working directory": working_directory,
     }
-    screen.head("Looked for in it")
-    everybodys = _describe_request_of_anybody()
+    _print_heading("Names searched for in the request")
+    any_request = _get_request_of_any_machine()
     found = []
-    for what, text in sought.items():
-        # So short or common that a request from any machine may hold it.
-        if len(text) < _FEW_CHARACTERS or text in everybodys:
-            continue
-        is_there = text in sent
-        screen.row(what, screen.paint("THERE", "bad") if is_there else screen.paint("not there", "good"))
-        found += [what] * is_there
+    for name, text in names.items():
+        if not text:
+            _print_row(name, "not searched: it is not set")
+        elif len(text) < _MIN_CHARACTERS:
+            _print_row(name, "not searched: it is too short to tell from other words")
+        elif text in any_request:
+            _print_row(name, "not searched: the request of any machine contains this word")
+        elif text in sent:
+            _print_row(name, style("FOUND", "bad"))
+            found.append(name)
+        else:
+            _print_row(name, style("not found", "good"))
     return found
 
 
-def _describe_request_of_anybody() -> str:
-    """All that a request from any machine holds."""
+def _get_request_of_any_machine() -> str:
+    """Returns a request without facts; every machine sends these words."""
     from otel_tbot.cli.preview import to_preview
     from otel_tbot.event import TbotStart
 
     request = to_preview(TbotStart(run_mode="one-shot"), {}, signal="log")
-    return request.body + request.way
+    # Without the random id, which could contain a short name by chance.
+    return re.sub(request.event.session_id, "", request.body) + request.destination
 
 
 def _count(requests: Sequence[_Request]) -> str:

@@ -1,278 +1,60 @@
-"""The command line: arguments go in, an exit status comes out. Each command imports its own module."""
+"""Defines the commands of `otel-tbot` and runs the one that the arguments name.
 
-import argparse
+Each command imports its own modules. `run` with a command to execute bypasses all of this (see __main__).
+"""
+
+import logging
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 from otel_tbot import settings
 from otel_tbot._version import __version__
-from otel_tbot.cli.extras import RELAY_REMEDY, find_missing
-from otel_tbot.cli.terminal import build_painter
-from otel_tbot.consent import enabled
+from otel_tbot.cli import output
+from otel_tbot.cli.usage import SafeUsageError, describe_usage_error, to_suggestion
+from otel_tbot.consent import HELPER_VARIABLE, HELPER_VERSION_VARIABLE, enabled, find_mistake
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.outcome import Outcome
 
 if TYPE_CHECKING:
     from otel_tbot.event import TbotStart
-    from otel_tbot.tbot.config import StartFlags
 
-_DESCRIPTION: Final = """\
-Brings the anonymous start event of Teleport's tbot into any OpenTelemetry
-pipeline, only where TELEPORT_ANONYMOUS_TELEMETRY=1 says so."""
+PROGRAM: Final = "otel-tbot"
+COMPLETE_VARIABLE: Final = "_OTEL_TBOT_COMPLETE"
+"""click's variable, with which a shell asks for completions."""
 
-_EXAMPLE: Final = """\
-example:
-  export TELEPORT_ANONYMOUS_TELEMETRY=1
-  export OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.example:4318
-  otel-tbot run -- tbot start -c /etc/tbot.yaml
-
-exit status: 0 done, or off; 1 not delivered or not healthy; 2 wrong usage."""
-
-_RUN: Final = """\
-Executes COMMAND in this process. Opted in (TELEPORT_ANONYMOUS_TELEMETRY=1), a
-relay beside it takes tbot's report and sends it on to the collector that
-OpenTelemetry's variables name (OTEL_EXPORTER_OTLP_ENDPOINT, by default
-http://localhost:4318). Otherwise nothing else happens. The relay takes one
-report, so put `run` directly before tbot."""
-
-_RUN_EXAMPLE: Final = """\
-example:
-  TELEPORT_ANONYMOUS_TELEMETRY=1 otel-tbot run -- tbot start -c /etc/tbot.yaml
-
-exit status: the command's own; 127 not found, 126 cannot be executed, 2 wrong
-usage."""
-
-_DEMO: Final = """\
-Runs COMMAND behind `run`, once opted in and once not, with a receiver on this
-machine for a collector, and shows what arrived. Without a COMMAND, a stand-in
-for tbot is run, a third time with no collector there."""
-
-_DEMO_EXAMPLE: Final = """\
-example:
-  otel-tbot demo -- tbot start --oneshot -c /etc/tbot.yaml
-
-exit status: 0 when one record and then nothing arrived, otherwise 1."""
-
-_BRIDGE: Final = """\
-Serves tbot's protocol for many tbots, which need nothing but two variables,
-and sends their events on to the collector. A report is answered with success
-only after the collector accepted its event. There is no TLS: keep it where
-only tbots reach it, or serve `otel_tbot.bridge:app` by a server of your own."""
-
-_BRIDGE_EXAMPLE: Final = """\
-example:
-  otel-tbot bridge --listen 127.0.0.1:8080 --path-prefix-file /run/prefix
-  and for each tbot:
-    TELEPORT_ANONYMOUS_TELEMETRY=1
-    TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS=http://127.0.0.1:8080/PREFIX
-
-exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or off."""
-
-_EMIT: Final = """\
-Sends one event for a start of tbot, as its configuration and flags describe
-it: run mode, join method, destinations. For helpers that start tbot where
-`run` cannot stand in front."""
-
-_EMIT_EXAMPLE: Final = """\
-example:
-  otel-tbot emit -c tbot.yaml --tbot-version 18.4.1 --helper acme:deploy
-  otel-tbot emit --tbot-version 18.4.1 -- tbot start database --oneshot
-
-exit status: 0 accepted by the collector, or off; 1 not delivered; 2 bad input."""
-
-_PREVIEW: Final = """\
-Prints the request that `emit` would send, as OTLP/JSON, and sends nothing.
-Where it would go is said on stderr. Works with telemetry off."""
-
-_PREVIEW_EXAMPLE: Final = """\
-example:
-  otel-tbot preview -c tbot.yaml --oneshot --tbot-version 18.4.1
-
-exit status: 0; 2 bad input."""
-
-_DOCTOR: Final = """\
-Says what is on, where events would go, whether that answers, and what is
-wrong, with remedies. Shows no secrets. With telemetry off it connects to
-nothing."""
-
-_DOCTOR_EXAMPLE: Final = """\
-example:
-  otel-tbot doctor --json
-
-exit status: 0 healthy, or off; 1 there is a problem; 2 wrong usage."""
-
-# Flags of `tbot start` that say nothing of the event and take no value.
-_TBOT_SWITCHES: Final = frozenset(("-d", "--debug", "--insecure", "--fips", "--trace"))
-
-_QUOTE: Final = "'"
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help for a screen of 80 columns, whatever the terminal's width, with an option and its meaning on one line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=80)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        # "-c, --config FILE", as Python has it since 3.13, so that all print the same.
-        if not action.option_strings or action.nargs == 0 or not isinstance(action.metavar, str):
-            return super()._format_action_invocation(action)
-        return f"{', '.join(action.option_strings)} {action.metavar}"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong without repeating it: an argument in the wrong place may be a token."""
-
-    def error(self, message: str) -> NoReturn:
-        # argparse quotes what it was given behind the name of the argument, and in nothing else.
-        if message.startswith("argument "):
-            name, _, fault = message.partition(": ")
-            head, choose, choices = fault.rpartition(" (choose from ")
-            message = (
-                f"{name}: {(head or choices).partition(_QUOTE)[0].rstrip(' :')}{choose}{choices if choose else ''}"
-            )
-        self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: {message}\n")
+BRIDGE_REMEDY: Final = "pip install 'otel-tbot[bridge]'"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command in *arguments* and returns its exit status: 0 done, 1 not, 2 wrong usage or bad input."""
-    parser = build_parser()
-    own, command = _split(arguments)
+    """Runs the command in *arguments* and returns its exit status; docs/reference/commands.md lists them."""
+    output.reserve_standard_streams()
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
+    own, command = split_at_dashes(arguments)
+    name = next((argument for argument in own if argument in cli.commands), "")
     try:
-        parsed, unknown = parser.parse_known_args(own)
-        if unknown:
-            flags = ", ".join(text.partition("=")[0] for text in unknown if text.startswith("-"))
-            fault = flags or "an argument, where a command would stand behind --"
-            parser.error(f"unknown: {fault}; see `{' '.join(filter(None, ('otel-tbot', parsed.command)))} --help`")
-    except SystemExit as end:  # argparse has said what is wrong, or helped
-        return int(end.code or 0)
-    commands = {"run": _run, "demo": _demo, "emit": _emit, "preview": _preview, "doctor": _doctor, "bridge": _bridge}
-    if parsed.command is None:
-        parser.print_help()
-        return 0
-    try:
-        return commands[parsed.command](parsed, command)
+        with cli.make_context(PROGRAM, own, obj=command) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as end:  # after --help or --version
+        return end.exit_code
+    except click.UsageError as error:
+        output.print_message(name, _to_usage_message(error, own))
+        return 2
     except OtelTbotError as error:
-        _say(parsed.command, str(error))
+        output.print_message(name, str(error))
         return error.exit_status
+    except OSError as error:  # click could not print its help
+        output.print_message(name, str(output.to_output_error(error)))
+        return output.STATUS_NOT_WRITTEN
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command and option, each with its help. Pure."""
-    parser = _Parser(
-        prog="otel-tbot",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
-    version = f"otel-tbot {__version__}"
-    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands, each with a --help of its own")
-
-    def add(name: str, brief: str, description: str, example: str, usage: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=brief,
-            description=description,
-            epilog=example,
-            usage=f"otel-tbot {name} {usage}",
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-        )
-
-    add("run", "execute tbot with a relay beside it", _RUN, _RUN_EXAMPLE, "-- COMMAND [ARG...]")
-    add("demo", "show the whole way on this machine", _DEMO, _DEMO_EXAMPLE, "[-- COMMAND [ARG...]]")
-    usage = "[--listen HOST:PORT] [--path-prefix-file FILE]"
-    bridge = add("bridge", "serve many tbots that only have an address set", _BRIDGE, _BRIDGE_EXAMPLE, usage)
-    bridge.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8080", help="default: %(default)s")
-    bridge.add_argument("--path-prefix-file", metavar="FILE", help="serve only paths behind the secret in FILE")
-    usage = "[OPTION...] [-- tbot start [ARG...]]"
-    emit = add("emit", "send one event for a tbot configuration", _EMIT, _EMIT_EXAMPLE, usage)
-    preview = add("preview", "print what emit would send", _PREVIEW, _PREVIEW_EXAMPLE, usage)
-    for command in (emit, preview):
-        _add_tbot_flags(command)
-        command.add_argument("--tbot-version", metavar="V", default="", help="the version of tbot")
-        command.add_argument("--helper", metavar="NAME", default="", help="what starts tbot, such as acme:deploy")
-        command.add_argument("--helper-version", metavar="V", default="", help="its version")
-    preview.add_argument("--signal", choices=settings.SIGNALS, help="log or span (default: OTEL_TBOT_SIGNAL)")
-    doctor = add("doctor", "say what is on, where it goes and what is wrong", _DOCTOR, _DOCTOR_EXAMPLE, "[--json]")
-    doctor.add_argument("--json", action="store_true", help="for programs")
-    return parser
-
-
-def _add_tbot_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `tbot start` that change the event, as tbot spells them."""
-    parser.add_argument("-c", "--config", metavar="FILE", default="", help="tbot's configuration")
-    parser.add_argument("--oneshot", action=argparse.BooleanOptionalAction, help="tbot runs once")
-    parser.add_argument("--join-method", metavar="M", default="", help="as for tbot")
-    parser.add_argument("--join-uri", metavar="URI", default="", help="as for tbot; only its method is read")
-    parser.add_argument("--token", metavar="T", default="", help="as for tbot; not read")
-    parser.add_argument("--destination-dir", metavar="DIR", default="", help="as for tbot; not read")
-
-
-def _read_event(parsed: argparse.Namespace, command: Sequence[str]) -> "TbotStart":
-    _check_relay_extra()
-    from otel_tbot.tbot.config import read_event
-
-    flags = _to_start_flags(parsed)
-    if command:
-        if flags != _to_start_flags(_parse_tbot_flags([])[0]):
-            raise OtelTbotError("tbot's flags stand either before or behind --, not on both sides")
-        behind, rest = _parse_tbot_flags(command)
-        if "start" not in rest:
-            raise OtelTbotError("what stands behind -- must be a `tbot start` with its arguments")
-        flags = replace(_to_start_flags(behind), subcommand=_find_subcommand(rest[rest.index("start") + 1 :]))
-    return read_event(
-        flags, os.environ, version=parsed.tbot_version, helper=parsed.helper, helper_version=parsed.helper_version
-    )
-
-
-def _parse_tbot_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that change the event, and all other arguments of a command line of tbot."""
-    parser = _Parser(prog="tbot", add_help=False, allow_abbrev=False, usage="tbot start [ARG...]")
-    _add_tbot_flags(parser)
-    try:
-        return parser.parse_known_args(arguments)
-    except SystemExit:
-        raise OtelTbotError("what stands behind -- is no command line of tbot") from None
-
-
-def _to_start_flags(parsed: argparse.Namespace) -> "StartFlags":
-    from otel_tbot.event import to_join_type
-    from otel_tbot.tbot.config import StartFlags, parse_join_uri
-
-    join_type = to_join_type(parsed.join_method)
-    if parsed.join_uri:
-        join_type = parse_join_uri(parsed.join_uri, place="--join-uri")
-    return StartFlags(
-        config_path=parsed.config,
-        is_one_shot=parsed.oneshot,
-        join_type=join_type,
-        has_token=bool(parsed.token),
-        has_destination_dir=bool(parsed.destination_dir),
-    )
-
-
-def _find_subcommand(arguments: Sequence[str]) -> str:
-    """The subcommand among *arguments*, which stand behind `tbot start`; "" for none. Pure."""
-    is_value = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            is_value = "=" not in argument and argument not in _TBOT_SWITCHES and not argument.startswith("--no-")
-        elif is_value:
-            is_value = False
-        else:
-            return argument
-    return ""
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is before the first "--" and what is behind it. Pure."""
+def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments before the first "--", and those after it. Pure."""
     own = list(arguments)
     if "--" not in own:
         return own, []
@@ -280,79 +62,336 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own[:end], own[end + 1 :]
 
 
-def _run(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
-    # A whole command line goes from __main__ to the launcher; what comes here has no command, or no POSIX.
-    if command:
-        _say("run", "needs Linux or macOS; on Windows, send the event with `otel_tbot.emit`")
-    else:
-        _say("run", "no command given; usage: otel-tbot run -- COMMAND [ARG...]")
-    return 2
+def _to_usage_message(error: click.UsageError, own: Sequence[str]) -> str:
+    context = error.ctx
+    path = PROGRAM if context is None else context.command_path
+    return f"{describe_usage_error(error, own)}; see `{path} --help`"
 
 
-def _demo(_parsed: argparse.Namespace, command: Sequence[str]) -> int:
-    _check_relay_extra()
-    from otel_tbot.cli.demo import demo
+class _Command(click.Command):
+    """A command whose usage line is written by hand, and whose examples keep their line breaks."""
 
-    return demo(command, build_painter(sys.stdout, os.environ))
+    def __init__(self, *, usage: str, epilog: str, **kwargs: Any) -> None:
+        super().__init__(epilog=f"\b\n{epilog.strip()}", **kwargs)
+        self._usage = usage
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, self._usage)
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(self.epilog or "")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.obj and "--" not in self._usage:
+            raise SafeUsageError("takes no command after --", ctx)
+        return super().parse_args(ctx, args)
 
 
-def _bridge(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
-    _check_relay_extra()
-    from otel_tbot.bridge.application import check_consent
-    from otel_tbot.bridge.server import parse_address, read_path_prefix, serve
+class _Group(click.Group):
+    """The group of all commands; a mistyped command gets a suggestion, but is not repeated."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None:
+            raise SafeUsageError(f"unknown command{to_suggestion(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as defined, not sorted
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(self.epilog or "")
+
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": output.MAX_WIDTH}
+
+_EPILOG: Final = """\b
+Example:
+  export TELEPORT_ANONYMOUS_TELEMETRY=1
+  export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318
+  otel-tbot run -- tbot start -c /etc/tbot.yaml
+
+Exit status: 0 done, or off; 1 not delivered, or not healthy; 2 wrong usage or bad input; 74 done, but the result could
+not be written."""
+
+
+@click.group(
+    cls=_Group,
+    context_settings=_CONTEXT,
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    options_metavar="[OPTION]",
+    subcommand_metavar="COMMAND [ARG...]",
+)
+@click.version_option(__version__, "-V", "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Send the anonymous start event of tbot to any OpenTelemetry pipeline.
+
+    tbot is the Machine ID agent of Teleport. Nothing is sent unless TELEPORT_ANONYMOUS_TELEMETRY=1 is set.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _command(usage: str, brief: str, epilog: str) -> Callable[[Callable[..., int]], click.Command]:
+    return cli.command(cls=_Command, usage=usage, short_help=brief, epilog=epilog)
+
+
+@_command(
+    "-- COMMAND [ARG...]",
+    "Execute tbot with a relay next to it.",
+    """
+Example:
+  otel-tbot run -- tbot start -c /etc/tbot.yaml
+
+Exit status: the command's own; 127 not found; 126 not executable.
+""",
+)
+@click.pass_context
+def run(context: click.Context) -> int:
+    """Execute tbot with a relay next to it.
+
+    With TELEPORT_ANONYMOUS_TELEMETRY=1, the relay accepts tbot's report and sends the event to the collector that
+    OTEL_EXPORTER_OTLP_ENDPOINT names (default: http://localhost:4318). Otherwise COMMAND is executed and nothing else
+    happens. The relay accepts one report, so put `run` directly in front of tbot.
+    """
+    # A complete command line goes from __main__ to the launcher.
+    if context.obj:
+        raise OtelTbotError("needs Linux or macOS; on Windows, send the event with `otel_tbot.emit`")
+    raise OtelTbotError("no command given; use `otel-tbot run -- COMMAND [ARG...]`")
+
+
+@_command(
+    "[OPTION...]",
+    "Serve many tbots that only have an address set.",
+    """
+Example:
+  otel-tbot bridge --listen 0.0.0.0:8080
+  and for each tbot:
+    TELEPORT_ANONYMOUS_TELEMETRY=1
+    TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS=http://HOST:8080
+
+Exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or off.
+""",
+)
+@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:8080", show_default=True, help="The address.")
+@click.option("--path-prefix-file", metavar="FILE", type=click.Path(), help="Serve only paths behind this secret.")
+def bridge(listen: str, path_prefix_file: str | None) -> int:
+    """Serve tbot's protocol for many tbots, and send their events to the collector.
+
+    A tbot needs only two variables. A report is acknowledged after the collector accepted its event.
+    """
+    try:
+        from otel_tbot.bridge.application import check_consent
+        from otel_tbot.bridge.server import parse_address, read_path_prefix, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("otel_tbot"):
+            raise
+        raise OtelTbotError(f"needs the extra `bridge`; run {BRIDGE_REMEDY}") from None
     check_consent(os.environ)
-    host, port = parse_address(parsed.listen)
-    path_prefix = read_path_prefix(parsed.path_prefix_file) if parsed.path_prefix_file else ""
-    serve(host, port, path_prefix=path_prefix, environ=os.environ)
+    host, port = parse_address(listen)
+    prefix = read_path_prefix(path_prefix_file) if path_prefix_file else ""
+    serve(host, port, path_prefix=prefix, environ=os.environ)
     return 0
 
 
-def _emit(parsed: argparse.Namespace, command: Sequence[str]) -> int:
+_EVENT_OPTIONS: Final = (
+    click.option("-c", "--config", metavar="FILE", type=click.Path(), help="The configuration of tbot."),
+    click.option("--config-string", metavar="BASE64", hidden=True),
+    click.option("--oneshot/--no-oneshot", default=None, help="Whether tbot runs once."),
+    click.option("--join-method", metavar="METHOD", help="The join method."),
+    click.option("--join-uri", metavar="URI", hidden=True),
+    click.option("--token", metavar="TOKEN", hidden=True),
+    click.option("--ca-pin", metavar="PIN", multiple=True, hidden=True),
+    click.option("--destination-dir", metavar="DIR", type=click.Path(), hidden=True),
+    click.option("--tbot-version", metavar="VERSION", help="A version, or the line of `tbot version`."),
+    click.option("--helper", metavar="NAME", help="The program that starts tbot, such as acme:deploy."),
+    click.option("--helper-version", metavar="VERSION", help="The version of the helper."),
+)
+
+
+def _event_options(function: Callable[..., int]) -> Callable[..., int]:
+    for option in reversed(_EVENT_OPTIONS):
+        function = option(function)
+    return function
+
+
+@_command(
+    "[OPTION...] [-- tbot start [ARG...]]",
+    "Send one event for a start of tbot.",
+    """
+Example:
+  otel-tbot emit -c tbot.yaml --tbot-version 18.4.1
+  otel-tbot emit --helper acme:deploy -- tbot start --oneshot
+
+Exit status: 0 accepted by the collector, or off; 1 not delivered; 2 bad
+input; 74 accepted, but the result could not be written.
+""",
+)
+@_event_options
+@click.pass_context
+def emit(context: click.Context, /, **options: Any) -> int:
+    """Send one event for a start of tbot.
+
+    For helpers that start tbot where `run` cannot stand in front of it. Facts come from tbot's configuration and from
+    tbot's own flags, given as options or after --.
+    """
+    if mistake := find_mistake(os.environ):
+        output.print_message("emit", f"warning: {mistake}")
     if not enabled():
-        print("telemetry is off: nothing was sent")
+        output.print_result("telemetry is off: nothing was sent")
         return 0
-    event = _read_event(parsed, command)
-    from otel_tbot.delivery import emit
+    logging.getLogger("otel_tbot").addHandler(_MessageHandler("emit"))
+    event = _read_event("emit", options, context.obj)
+    from otel_tbot.delivery import emit as send_event
 
-    outcome = emit(event)
-    if outcome is Outcome.ACCEPTED:
-        print("the collector has accepted the event")
-        return 0
-    _say("emit", f"the event was not delivered: {outcome.value}; `otel-tbot doctor` looks for the reason")
-    return 1
-
-
-def _preview(parsed: argparse.Namespace, command: Sequence[str]) -> int:
-    event = _read_event(parsed, command)
-    from otel_tbot.cli.preview import to_preview
-
-    preview = to_preview(event, os.environ, signal=parsed.signal or settings.SIGNAL.resolve(os.environ))
-    for fault in settings.find_faults(os.environ):
-        _say("preview", fault)
-    print(preview.body)
-    if enabled():
-        _say("preview", f"nothing was sent; `emit` would send this {preview.way}")
-    else:
-        _say("preview", f"nothing was sent, and telemetry is off; on, `emit` would send this {preview.way}")
+    outcome = send_event(event)
+    if outcome is not Outcome.ACCEPTED:
+        output.print_message("emit", f"the event was not delivered: {outcome.value}; run `otel-tbot doctor` to see why")
+        return 1
+    try:
+        output.print_result("the collector accepted the event")
+    except output.OutputError as error:
+        raise output.OutputError(f"the collector accepted the event, but {error}") from None
     return 0
 
 
-def _doctor(parsed: argparse.Namespace, _command: Sequence[str]) -> int:
-    from otel_tbot.cli import doctor
+@_command(
+    "[OPTION...] [-- tbot start [ARG...]]",
+    "Print what `emit` would send.",
+    """
+Example:
+  otel-tbot preview -c tbot.yaml --tbot-version 18.4.1
 
-    findings = doctor.examine(os.environ)
-    if parsed.json:
-        print(doctor.to_json(findings, is_on=enabled()))
+Exit status: 0; 2 bad input; 74 the result could not be written.
+""",
+)
+@_event_options
+@click.option("--signal", type=click.Choice(settings.SIGNALS), help="Default: OTEL_TBOT_SIGNAL, or log.")
+@click.option("--json", "is_json", is_flag=True, help="Print the exact OTLP/JSON, as into a pipe.")
+@click.pass_context
+def preview(context: click.Context, /, signal: str | None, *, is_json: bool, **options: Any) -> int:
+    """Print the event that `emit` would send, and send nothing.
+
+    On a terminal it is a table, otherwise the exact request as OTLP/JSON. Works with telemetry off.
+    """
+    if mistake := find_mistake(os.environ):
+        output.print_message("preview", f"warning: {mistake}")
+    event = _read_event("preview", options, context.obj)
+    from otel_tbot.cli.preview import describe_settings, to_preview
+
+    for warning in describe_settings(os.environ):
+        output.print_message("preview", warning)
+    shown = to_preview(event, os.environ, signal=signal or settings.SIGNAL.resolve(os.environ))
+    if output.is_terminal() and not is_json:
+        output.print_result(shown.to_text(is_on=enabled(), width=output.get_width()))
+        return 0
+    output.print_result(shown.body)
+    output.print_message("preview", shown.describe(is_on=enabled()))
+    return 0
+
+
+@_command(
+    "[OPTION]",
+    "Find out what is on and whether it works.",
+    """
+Example:
+  otel-tbot doctor --json
+
+Exit status: 0 healthy, or off; 1 a problem; 2 wrong usage; 74 the result could
+not be written.
+""",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(*, is_json: bool) -> int:
+    """Find out what is on, where events go, whether that works, and what to do.
+
+    Tries the relay and the collector, or the address that tbot would report to, but sends no event. Shows no secrets.
+    With telemetry off, it connects to nothing and starts nothing.
+    """
+    from otel_tbot.cli import doctor as doctor_module
+
+    findings = doctor_module.examine(os.environ)
+    if is_json:
+        output.print_result(doctor_module.to_json(findings, is_on=enabled()))
     else:
-        print(doctor.to_text(findings, build_painter(sys.stdout, os.environ)))
-    return 0 if doctor.is_healthy(findings) or not enabled() else 1
+        output.print_result(doctor_module.to_text(findings, width=output.get_width()))
+    return 0 if doctor_module.is_healthy(findings) or not enabled() else 1
 
 
-def _check_relay_extra() -> None:
-    if find_missing():
-        raise OtelTbotError(f"needs the extra `relay`: {RELAY_REMEDY}")
+@_command(
+    "[-- COMMAND [ARG...]]",
+    "Show everything on this machine.",
+    """
+Example:
+  otel-tbot demo -- tbot start --oneshot -c /etc/tbot.yaml
+
+Exit status: 0 one event arrived, and then none; otherwise 1.
+""",
+)
+@click.pass_context
+def demo(context: click.Context) -> int:
+    """Show everything on this machine, with telemetry on and off.
+
+    Runs COMMAND behind `run` twice, with a collector in this process, and shows the requests that arrive. Without a
+    COMMAND it runs a fake tbot, and runs it a third time without a collector.
+    """
+    from otel_tbot.cli.demo import show_demo
+
+    return show_demo(context.obj)
 
 
-def _say(command: str, text: str) -> None:
-    print(f"otel-tbot: {command}: {text}", file=sys.stderr)
+def _read_event(command_name: str, options: dict[str, Any], command: Sequence[str]) -> "TbotStart":
+    """Returns the event of *options* and *command*; prints a warning for each value that becomes `_OTHER`."""
+    from otel_tbot.event import OTHER, to_join_type
+    from otel_tbot.tbot.config import StartFlags, parse_join_uri, read_event
+    from otel_tbot.tbot.flags import parse_start_line
+
+    join_type = to_join_type(options["join_method"] or "")
+    if options["join_uri"]:
+        join_type = parse_join_uri(options["join_uri"], source="--join-uri")
+    flags = StartFlags(
+        config_path=options["config"] or "",
+        config_string=options["config_string"] or "",
+        is_one_shot=options["oneshot"],
+        join_type=join_type,
+        has_token=bool(options["token"]),
+        has_ca_pin=bool(options["ca_pin"]),
+        has_destination_dir=bool(options["destination_dir"]),
+    )
+    if command:
+        if flags != StartFlags():
+            raise OtelTbotError("tbot's flags are given both before and after --; give them on one side")
+        line = parse_start_line(command)
+        flags = line.flags
+        for warning in line.warnings:
+            output.print_message(command_name, f"warning: {warning}")
+    version, helper, helper_version = (options[name] or "" for name in ("tbot_version", "helper", "helper_version"))
+    event = read_event(flags, os.environ, version=version, helper=helper, helper_version=helper_version)
+    join_source = "onboarding.join_method"
+    if flags.join_type == OTHER:
+        join_source = "--join-uri" if options["join_uri"] else "--join-method"
+    for field, source, rule in (
+        ("version", "--tbot-version", "not a version such as 18.4.1"),
+        ("join_type", join_source, "not a join method that otel-tbot knows"),
+        ("helper", "--helper" if helper else HELPER_VARIABLE, "not 1 to 64 of A-Za-z0-9._:/-"),
+        ("helper_version", "--helper-version" if helper_version else HELPER_VERSION_VARIABLE, "not like v2.0.1"),
+    ):
+        if getattr(event, field) == OTHER:
+            output.print_message(command_name, f"warning: {source}: {rule}; the event says {OTHER} instead")
+    return event
+
+
+class _MessageHandler(logging.Handler):
+    """Prints the warnings of the library as messages of a command."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__()
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.print_message(self._command, record.getMessage())

@@ -7,6 +7,7 @@ Source: Teleport, tbot's configuration reference (v1, v2), CLI reference of `tbo
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -59,6 +60,9 @@ _JOIN_URI_PARTS: Final = ("tbot", "address kind", "method")
 _ADDRESS_KINDS: Final = ("proxy", "auth")
 _JOIN_URI_RULE: Final = "not a join URI; write tbot+proxy+METHOD://TOKEN@HOST:PORT, or tbot+auth+…"
 
+# "Teleport v18.4.1 git:v18.4.1-0-g0123456 go1.24.5"; the event's own rule cuts what follows the version.
+_VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:Enterprise\s+)?)?v?(?=[0-9])")
+
 _NULLS: Final = frozenset(("", "~", "null", "Null", "NULL"))
 # The spellings that gopkg.in/yaml.v3, with which tbot reads, accepts for a boolean field.
 _BOOLEANS: Final = dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"), True) | (
@@ -97,8 +101,8 @@ def read_event(
 ) -> TbotStart:
     """Returns the event of a tbot that is started with *flags* under *environ*.
 
-    Reads the file that --config or TBOT_CONFIG_PATH names, or decodes --config-string or TBOT_CONFIG (base64). A
-    *helper* that is not given comes from tbot's own variables.
+    Reads the file that --config or TBOT_CONFIG_PATH names, or decodes --config-string or TBOT_CONFIG (base64).
+    *version* may be the line that `tbot version` prints. A *helper* that is not given comes from tbot's own variables.
 
     Raises:
         TbotConfigError: the configuration cannot be read or is invalid.
@@ -106,7 +110,7 @@ def read_event(
     config = apply_flags(_read_config(flags, environ), flags, has_token=bool(environ.get(TOKEN_VARIABLE)))
     return TbotStart(
         run_mode="one-shot" if config.is_one_shot else "daemon",
-        version=version,
+        version=parse_version(version),
         join_type=config.join_type,
         helper=helper or environ.get(HELPER_VARIABLE, ""),
         helper_version=helper_version or environ.get(HELPER_VERSION_VARIABLE, ""),
@@ -115,6 +119,12 @@ def read_event(
         destinations_application=config.services.count(APPLICATION),
         destinations_other=config.services.count(OTHER),
     )
+
+
+def parse_version(text: str) -> str:
+    """Returns the version in *text*, which is one or the line that `tbot version` prints; else *text*. Pure."""
+    found = _VERSION_LINE.match(text)
+    return text[found.end() :] if found else text
 
 
 def apply_flags(config: TbotConfig, flags: StartFlags, *, has_token: bool = False) -> TbotConfig:
