@@ -38,12 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     own, command = split_at_dashes(arguments)
     name = next((argument for argument in own if argument in cli.commands), "")
     try:
-        with cli.make_context(PROGRAM, own, obj=command) as context:
+        with cli.make_context(PROGRAM, list(own), obj=command) as context:
             return int(cli.invoke(context) or 0)
     except click.exceptions.Exit as end:  # after --help or --version
         return end.exit_code
     except click.UsageError as error:
-        output.print_message(name, _to_usage_message(error, own))
+        message = describe_usage_error(error, cli.commands.get(name, cli), own)
+        output.print_message(name, f"{message}; see `{' '.join(filter(None, (PROGRAM, name)))} --help`")
         return 2
     except OtelTbotError as error:
         output.print_message(name, str(error))
@@ -60,12 +61,6 @@ def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return own, []
     end = own.index("--")
     return own[:end], own[end + 1 :]
-
-
-def _to_usage_message(error: click.UsageError, own: Sequence[str]) -> str:
-    context = error.ctx
-    path = PROGRAM if context is None else context.command_path
-    return f"{describe_usage_error(error, own)}; see `{path} --help`"
 
 
 class _Command(click.Command):
@@ -108,20 +103,24 @@ class _Group(click.Group):
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": output.MAX_WIDTH}
 
+_HELP: Final = """Send the anonymous start event of Teleport's tbot to any OpenTelemetry pipeline, if
+TELEPORT_ANONYMOUS_TELEMETRY=1 is set."""
+
 _EPILOG: Final = """\b
 Example:
   export TELEPORT_ANONYMOUS_TELEMETRY=1
   export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318
   otel-tbot run -- tbot start -c /etc/tbot.yaml
 
-Exit status: 0 done, or off; 1 not delivered, or not healthy; 2 wrong usage or bad input; 74 done, but the result could
-not be written."""
+Exit status: 0 done, or off; 1 not delivered, or not healthy; 2 wrong usage or bad
+input; 74 done, but the result could not be written."""
 
 
 @click.group(
     cls=_Group,
     context_settings=_CONTEXT,
     invoke_without_command=True,
+    help=_HELP,
     epilog=_EPILOG,
     options_metavar="[OPTION]",
     subcommand_metavar="COMMAND [ARG...]",
@@ -129,10 +128,7 @@ not be written."""
 @click.version_option(__version__, "-V", "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Send the anonymous start event of tbot to any OpenTelemetry pipeline.
-
-    tbot is the Machine ID agent of Teleport. Nothing is sent unless TELEPORT_ANONYMOUS_TELEMETRY=1 is set.
-    """
+    """Prints the help if there is no command."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -226,7 +222,7 @@ def _event_options(function: Callable[..., int]) -> Callable[..., int]:
     """
 Example:
   otel-tbot emit -c tbot.yaml --tbot-version 18.4.1
-  otel-tbot emit --helper acme:deploy -- tbot start --oneshot
+  otel-tbot emit --helper acme:ci -- tbot start --oneshot
 
 Exit status: 0 accepted by the collector, or off; 1 not delivered; 2 bad
 input; 74 accepted, but the result could not be written.

@@ -1,6 +1,7 @@
 """Converts a `TbotStart` to the request that would carry it, as a table or as OTLP/JSON, without sending anything."""
 
 import json
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Preview:
         state = "on" if is_on else "off"
         lines += ["", style("Nothing was sent", "strong"), to_row("telemetry", state, column=column, width=width)]
         lines += [to_row("emit would send it", self.destination, column=column, width=width)]
-        lines += ["", "The session.id is random: each start of tbot has another one. --json shows the exact request."]
+        hint = "The session.id is random: each start of tbot has another one. --json shows the exact request."
+        lines += ["", textwrap.fill(hint, width)]
         return "\n".join(lines)
 
 

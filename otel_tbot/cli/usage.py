@@ -11,23 +11,24 @@ class SafeUsageError(click.UsageError):
 
 
 def to_suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean …?" with the names in *known* that are like *name*, or "". Pure."""
-    matches = difflib.get_close_matches(name, list(known))
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+    """Returns "; did you mean …?" with the name in *known* that is most like *name*, or "". Pure."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def describe_usage_error(error: click.UsageError, arguments: Sequence[str]) -> str:
-    """Returns the message for *error*, which parsing *arguments* raised. Pure.
+def describe_usage_error(error: click.UsageError, command: click.Command, arguments: Sequence[str]) -> str:
+    """Returns the message for *error*, which parsing *arguments* for *command* raised. Pure.
 
     Names options of our own, and positions for everything else.
     """
     if isinstance(error, SafeUsageError):
         return error.message
     if isinstance(error, click.NoSuchOption):
-        suggestion = to_suggestion(error.option_name, _list_options(error.ctx))
+        suggestion = to_suggestion(error.option_name, _list_options(command))
         return f"argument {_find_position(error.option_name, arguments)}: unknown option{suggestion}"
     if isinstance(error, click.BadOptionUsage):
-        is_flag = any(error.option_name in p.opts and getattr(p, "is_flag", False) for p in _list_parameters(error.ctx))
+        flags = [name for p in command.params if getattr(p, "is_flag", False) for name in (*p.opts, *p.secondary_opts)]
+        is_flag = error.option_name in (*flags, "-h", "--help")
         return f"{error.option_name}: {'takes no value' if is_flag else 'needs a value'}"
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = error.param.opts[0]
@@ -49,14 +50,6 @@ def _find_position(option: str, arguments: Sequence[str]) -> int:
     return len(arguments)
 
 
-def _list_options(context: click.Context | None) -> list[str]:
-    return [
-        option
-        for parameter in _list_parameters(context)
-        for option in (*parameter.opts, *parameter.secondary_opts)
-        if not getattr(parameter, "hidden", False)
-    ]
-
-
-def _list_parameters(context: click.Context | None) -> list[click.Parameter]:
-    return [] if context is None else context.command.get_params(context)
+def _list_options(command: click.Command) -> list[str]:
+    visible = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    return ["--help", *(option for parameter in visible for option in (*parameter.opts, *parameter.secondary_opts))]
