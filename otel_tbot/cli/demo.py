@@ -156,7 +156,7 @@ def _print_row(name: str, value: object) -> None:
 
 
 def _print_request(request: _Request) -> None:
-    from otel_tbot.otlp.client import parse_log_request
+    from otel_tbot.otlp.encoding import parse_log_request
 
     (resource_logs,) = parse_log_request(request.body)["resourceLogs"]
     (scope_logs,) = resource_logs["scopeLogs"]
@@ -218,8 +218,9 @@ def _get_request_of_any_machine() -> str:
     """Returns a request without facts; every machine sends these words."""
     from otel_tbot.cli.preview import to_preview
     from otel_tbot.event import TbotStart
+    from otel_tbot.otlp.config import resolve_config
 
-    request = to_preview(TbotStart(run_mode="one-shot"), {}, signal="log")
+    request = to_preview(TbotStart(run_mode="one-shot"), resolve_config({}))
     # Without the random id, which could contain a short name by chance.
     return re.sub(request.event.session_id, "", request.body) + request.destination
 

@@ -18,13 +18,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 from otel_tbot import settings
-from otel_tbot.cli.output import Style, style, to_row, to_shown_url
+from otel_tbot.cli.output import Style, style, to_row
 from otel_tbot.consent import (
     ADDRESS_VARIABLE,
     CONSENT_VARIABLE,
@@ -34,6 +34,7 @@ from otel_tbot.consent import (
     is_sdk_disabled,
 )
 from otel_tbot.errors import OtelTbotError
+from otel_tbot.otlp.config import OtlpConfig, resolve_config
 from otel_tbot.outcome import Outcome
 
 OLDEST_TBOT: Final = (12, 1)
@@ -41,10 +42,13 @@ OLDEST_TBOT: Final = (12, 1)
 
 _STEP_SECONDS: Final = 5.0
 _FEW_MS: Final = 60
+_MANY_SECONDS: Final = 1000
+_EXPORT_TIMEOUT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_TIMEOUT"
+_FILE_SETTINGS: Final = (settings.CERTIFICATE, settings.CLIENT_KEY, settings.CLIENT_CERTIFICATE)
 _ENTRY_POINT_GROUPS: Final = ("opentelemetry_logs_exporter", "opentelemetry_traces_exporter")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 # Responses to an empty request that only mean that it was empty. Loki, for one, wants records.
-_EMPTY_REJECTED: Final = re.compile(r"HTTP status (400|422)\b|gRPC status INVALID_ARGUMENT\b")
+_EMPTY_REJECTED: Final = re.compile("HTTP status (400|422)|gRPC status INVALID_ARGUMENT")
 _STATUS_REMEDIES: Final = (
     (r"\b401\b|\b403\b|UNAUTHENTICATED|PERMISSION_DENIED", "check the token in OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\b404\b|\b405\b|UNIMPLEMENTED", "check the path and the protocol: does an OTLP receiver listen there?"),
@@ -75,9 +79,10 @@ class Finding:
 
 def examine(environ: Mapping[str, str]) -> list[Finding]:
     """Returns all findings under *environ*: problems first, then warnings, what is ok, and notes."""
-    findings = [*_examine_consent(environ), *_examine_destination(environ)]
-    findings += [*_examine_settings(environ), *_examine_mistakes(environ)]
-    findings += [*_examine_tbot(environ), *_examine_installation(), *_list_settings(environ)]
+    config = resolve_config(environ)
+    findings = [*_examine_consent(environ), *_examine_destination(environ, config)]
+    findings += [*_examine_settings(environ, config), *_examine_mistakes(environ, config)]
+    findings += [*_examine_tbot(environ), *_examine_installation(), *_list_settings(environ, config)]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -138,49 +143,47 @@ def _examine_consent(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(level="note", subject=SDK_DISABLED_VARIABLE, text="turns telemetry off")
 
 
-def _examine_settings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    signal = settings.SIGNAL.resolve(environ)
-    for fault in settings.find_faults(environ):
-        variable, _, rule = fault.partition(": ")
-        is_endpoint = variable.endswith("_ENDPOINT")
-        yield Finding(level="problem" if is_endpoint else "warning", subject=variable, text=rule, remedy="correct it")
-    for setting in settings.FILE_SETTINGS:
-        variable, text = setting.find(environ, signal)
+def _examine_settings(environ: Mapping[str, str], config: OtlpConfig) -> Iterator[Finding]:
+    for warning in config.warnings:
+        variable, _, rule = warning.partition(": ")
+        level: Level = "problem" if variable.endswith("_ENDPOINT") else "warning"
+        yield Finding(level=level, subject=variable, text=rule, remedy="correct it")
+    for setting in _FILE_SETTINGS:
+        variable, text = setting.find(environ, config.signal)
         if variable and not os.path.isfile(text):
             yield Finding(
-                level="problem",
+                level="problem" if config.is_tls else "warning",
                 subject=variable,
                 text="does not name a file",
                 remedy="set it to the path of a PEM file, not to its content",
             )
 
 
-def _list_settings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    signal = settings.SIGNAL.resolve(environ)
+def _list_settings(environ: Mapping[str, str], config: OtlpConfig) -> Iterator[Finding]:
     known = {SDK_DISABLED_VARIABLE}
     for setting in settings.SETTINGS:
         known |= {*setting.variables("log"), *setting.variables("span")}
-        variable, _ = setting.find(environ, signal)
-        if settings.COMMANDS in setting.used_by:
-            origin = f"from {variable}" if variable else "default"
-            yield Finding(level="note", subject=setting.name, text=f"{_show(setting, environ, signal)} ({origin})")
+        variable, _ = setting.find(environ, config.signal)
+        origin = f"from {variable}" if variable else "default"
+        yield Finding(level="note", subject=setting.name, text=f"{_show(setting, environ, config)} ({origin})")
     others = sorted(name for name in environ if name.startswith("OTEL_") and name not in known)
     if others:
         yield Finding(level="note", subject="not used by the commands", text=", ".join(others))
 
 
-def _show(setting: settings.Setting, environ: Mapping[str, str], signal: str) -> str:
+def _show(setting: settings.Setting, environ: Mapping[str, str], config: OtlpConfig) -> str:
     """Returns the value in force without anything that may be a secret."""
     if setting is settings.ENDPOINT:
-        return to_shown_url(settings.resolve_endpoint(environ, signal)) or setting.default_text
+        return config.endpoint.to_text() if config.endpoint else setting.default_text
     if setting is settings.PROTOCOL:
-        return settings.resolve_protocol(environ, signal)
-    variable, text = setting.find(environ, signal)
-    if not variable or setting.find_fault(environ, signal):
-        return str(setting.default_text)
+        return config.protocol
     if setting is settings.HEADERS:
-        return ", ".join(_show_header(*header) for header in setting.resolve(environ, signal)) or setting.default_text
-    if setting in settings.FILE_SETTINGS and not os.path.isfile(text):
+        headers = setting.resolve(environ, config.signal)
+        return ", ".join(_show_header(*header) for header in headers) or setting.default_text
+    variable, text = setting.find(environ, config.signal)
+    if not variable or setting.find_warning(environ, config.signal):
+        return setting.default_text
+    if setting in _FILE_SETTINGS and not os.path.isfile(text):
         return "(hidden)"
     return text
 
@@ -190,43 +193,42 @@ def _show_header(name: str, value: str) -> str:
     return f"{name}=(hidden)" if value.strip("=") else "(hidden)"
 
 
-def _examine_mistakes(environ: Mapping[str, str]) -> Iterator[Finding]:
-    signal = settings.SIGNAL.resolve(environ)
-    protocol = settings.resolve_protocol(environ, signal)
-    variable, _ = settings.ENDPOINT.find(environ, signal)
-    endpoint = settings.resolve_endpoint(environ, signal)
-    if re.search(r"/v1/(logs|traces)/+v1/(logs|traces)$", endpoint):
+def _examine_mistakes(environ: Mapping[str, str], config: OtlpConfig) -> Iterator[Finding]:
+    variable, _ = settings.ENDPOINT.find(environ, config.signal)
+    if config.endpoint and re.search(r"/v1/(logs|traces)/+v1/(logs|traces)$", config.endpoint.path):
         yield Finding(
             level="problem",
             subject=variable,
             text="already ends in the path that otel-tbot adds to it",
-            remedy=f"remove the path, or name the variable {settings.ENDPOINT.variables(signal)[0]}",
+            remedy=f"remove the path, or name the variable {settings.ENDPOINT.variables(config.signal)[0]}",
         )
-    _, port = settings.split_host_port(endpoint.partition("://")[2] or endpoint)
-    usual = {"4318": "http/protobuf", "4317": "grpc"}.get(port, protocol)
-    if usual != protocol:
+    port = config.endpoint.port if config.endpoint else 0
+    usual = {4318: "http/protobuf", 4317: "grpc"}.get(port, config.protocol)
+    if usual != config.protocol:
         yield Finding(
             level="warning",
             subject=variable or settings.ENDPOINT.name,
-            text=f"port {port} is usually for {usual}, but the protocol is {protocol}",
-            remedy=f"set {settings.PROTOCOL.name}={usual}, or use the port of {protocol}",
+            text=f"port {port} is usually for {usual}, but the protocol is {config.protocol}",
+            remedy=f"set {settings.PROTOCOL.name}={usual}, or use the port of {config.protocol}",
         )
     proxies = sorted({name for name in _PROXIES if environ.get(name) or environ.get(name.lower())})
     if proxies:
         text = "set, but not used: events go directly to the endpoint"
         yield Finding(level="note", subject=", ".join(proxies), text=text)
-    timeout_variable, text = settings.TIMEOUT.find(environ, signal)
-    if text and settings.TIMEOUT.resolve(environ) <= _FEW_MS:
+    if settings.TIMEOUT.find(environ, config.signal)[1] and config.timeout_seconds * 1000 <= _FEW_MS:
         yield Finding(
             level="warning",
-            subject=timeout_variable,
+            subject=settings.TIMEOUT.name,
             text="is in milliseconds, and too short for a collector to respond",
             remedy="if you mean seconds, multiply by 1000",
         )
-    if fault := settings.EXPORT_TIMEOUT.find_fault(environ, signal):
-        name, _, rule = fault.partition(": ")
-        text = f"{rule}; the specification says milliseconds, but OpenTelemetry Python reads seconds"
-        yield Finding(level="warning", subject=name, text=text, remedy="use seconds; only the plug-ins read it")
+    if environ.get(_EXPORT_TIMEOUT_VARIABLE, "").isdigit() and int(environ[_EXPORT_TIMEOUT_VARIABLE]) >= _MANY_SECONDS:
+        yield Finding(
+            level="warning",
+            subject=_EXPORT_TIMEOUT_VARIABLE,
+            text="looks like milliseconds, as the specification says, but OpenTelemetry Python reads seconds",
+            remedy="use seconds; only the exporter plug-ins read it",
+        )
 
 
 def _examine_installation() -> Iterator[Finding]:
@@ -305,163 +307,163 @@ def _examine_tbot_version(path: str, environ: Mapping[str, str]) -> Finding:
     return Finding(level="ok", subject="tbot", text=f"on PATH, version {'.'.join(found.groups())}")
 
 
-def _examine_destination(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _examine_destination(environ: Mapping[str, str], config: OtlpConfig) -> Iterator[Finding]:
     """Tries the place that an event would go to."""
     if not is_granted(environ):
         text = "not tried, because telemetry is off; nothing was connected to or started"
         yield Finding(level="note", subject="collector", text=text)
     elif address := environ.get(ADDRESS_VARIABLE):
         text = "set: tbot reports there, so `otel-tbot run` starts no relay"
-        yield Finding(level="note", subject=ADDRESS_VARIABLE, text=text)
-        yield _try_address(address)
-    else:
-        signal = settings.SIGNAL.resolve(environ)
-        if settings.resolve_endpoint(environ, signal):
-            yield _try_collector(environ, signal)
+        yield Finding(level="note", subject="relay", text=text)
+        yield _AddressTrial(address).run()
+    elif config.endpoint:
+        yield _CollectorTrial(config).run()
 
 
-def _run_within(seconds: float, step: Callable[[], Finding]) -> Finding | None:
-    """Returns the result of *step*, or None after *seconds*; name resolution, for one, cannot be interrupted."""
-    results: list[Finding] = []
+class _Trial(ABC):
+    """Tries something that may hang, in a thread, and returns one finding with its time."""
 
-    def work() -> None:
-        results.append(step())
+    timeout_seconds: float = _STEP_SECONDS
 
-    thread = threading.Thread(target=work, daemon=True, name="otel-tbot doctor")
-    thread.start()
-    thread.join(seconds)
-    return results[0] if results else None
+    def __init__(self, subject: str, target: str) -> None:
+        self._subject = subject
+        self._target = target
+        self._began = time.monotonic()
+        self._findings: list[Finding] = []
+
+    def run(self) -> Finding:
+        """Returns what was found; a problem if there is no result in time."""
+        # A daemon thread, because nothing can interrupt the resolver of the C library.
+        thread = threading.Thread(target=self._work, daemon=True, name="otel-tbot doctor")
+        thread.start()
+        thread.join(self.timeout_seconds)
+        late = self.to_finding(
+            "problem", f"{self._target} does not respond in time", "check that the right program listens there"
+        )
+        return self._findings[0] if self._findings else late
+
+    def to_finding(self, level: Level, text: str, remedy: str = "") -> Finding:
+        """Returns a finding with the time since the beginning."""
+        seconds = time.monotonic() - self._began
+        return Finding(level=level, subject=self._subject, text=text, remedy=remedy, seconds=seconds)
+
+    def _work(self) -> None:
+        self._findings.append(self.find())
+
+    @abstractmethod
+    def find(self) -> Finding:
+        """Tries it; may block."""
 
 
-def _try_address(address: str) -> Finding:
-    """Calls tbot's procedure at *address* with an empty request, which holds no event."""
-    shown = to_shown_url(address)
-    began = time.monotonic()
+class _AddressTrial(_Trial):
+    """Calls tbot's procedure at the address that tbot reports to, with an empty request, which holds no event."""
 
-    def work() -> Finding:
-        from otel_tbot.tbot.report import PROCEDURE
-
+    def __init__(self, address: str) -> None:
         try:
-            url = urlsplit(address)
-            if url.scheme not in ("http", "https") or not url.hostname:
-                raise ValueError
-            kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-            connection = kind(url.hostname, url.port, timeout=_STEP_SECONDS)
-            headers = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
-            try:
-                connection.request("POST", url.path.rstrip("/") + PROCEDURE, b"", headers)
-                response = connection.getresponse()
-                status, body = response.status, response.read(4096)
-            finally:
-                connection.close()
+            self._endpoint: settings.Endpoint | None = settings.parse_endpoint(address)
         except ValueError:
-            return _to_address_problem("is not an http:// or https:// URL", "correct it; tbot needs a whole URL", began)
-        except (OSError, http.client.HTTPException) as error:
-            text = f"{shown} does not respond: {_describe_error(error)}"
-            return _to_address_problem(text, "check that the bridge or relay runs there", began)
+            self._endpoint = None
+        super().__init__(ADDRESS_VARIABLE, self._endpoint.to_text() if self._endpoint else "")
+
+    def find(self) -> Finding:
+        if self._endpoint is None or self._endpoint.scheme not in _CONNECTIONS:
+            return self.to_finding("problem", "is not an http:// or https:// URL", "correct it; tbot needs a whole URL")
+        try:
+            status, body = self._call(self._endpoint)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            text = f"{self._target} does not respond: {_describe_error(error)}"
+            return self.to_finding("problem", text, "check that the bridge or relay runs there")
         code = _read_code(body)
         if status == http.client.OK or code == "invalid_argument":
-            # The expected response: the request was understood, and holds no event.
-            text = f"{shown} speaks tbot's protocol"
-            return Finding(level="ok", subject=ADDRESS_VARIABLE, text=text, seconds=time.monotonic() - began)
-        text = f"{shown} does not accept reports: HTTP status {status}{f', {code}' if code else ''}"
-        return _to_address_problem(text, "check the path in it: a bridge serves only its secret prefix", began)
+            # The request was understood, and rejected only because it holds no event.
+            return self.to_finding("ok", f"{self._target} speaks tbot's protocol")
+        text = f"{self._target} does not accept reports: HTTP status {status}{f', {code}' if code else ''}"
+        return self.to_finding("problem", text, "check its path: a bridge with a path prefix serves no other")
 
-    late = _to_address_problem(f"{shown} does not respond in time", "check that the bridge or relay runs there", began)
-    return _run_within(_STEP_SECONDS, work) or late
+    def _call(self, endpoint: settings.Endpoint) -> tuple[int, bytes]:
+        from otel_tbot.tbot.report import PROCEDURE
+
+        port = endpoint.port or None
+        connection = _CONNECTIONS[endpoint.scheme](endpoint.host, port, timeout=self.timeout_seconds)
+        try:
+            headers = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
+            connection.request("POST", endpoint.path.rstrip("/") + PROCEDURE, b"", headers)
+            response = connection.getresponse()
+            return response.status, response.read(4096)
+        finally:
+            connection.close()
 
 
-def _to_address_problem(text: str, remedy: str, began: float) -> Finding:
-    seconds = time.monotonic() - began
-    return Finding(level="problem", subject=ADDRESS_VARIABLE, text=text, remedy=remedy, seconds=seconds)
+_CONNECTIONS: Final[Mapping[str, type[http.client.HTTPConnection]]] = {
+    "http": http.client.HTTPConnection,
+    "https": http.client.HTTPSConnection,
+}
 
 
 def _read_code(body: bytes) -> str:
     """Returns the code of a Connect error, "" for anything else. Pure."""
     try:
         code = json.loads(body)["code"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return code if isinstance(code, str) and re.fullmatch("[a-z_]{1,32}", code) else ""
 
 
-def _try_collector(environ: Mapping[str, str], signal: str) -> Finding:
+class _CollectorTrial(_Trial):
     """Sends an empty request with the code that sends events; if nothing responds, finds out why."""
-    shown = to_shown_url(settings.resolve_endpoint(environ, signal))
-    began = time.monotonic()
 
-    def work() -> Finding:
-        outcome, status = _send_empty_request(environ, signal)
-        seconds = time.monotonic() - began
-        if outcome is Outcome.ACCEPTED:
-            text = f"{shown} accepted an empty request, {status}"
-            return Finding(level="ok", subject="collector", text=text, seconds=seconds)
-        if outcome is Outcome.REFUSED and _EMPTY_REJECTED.search(status):
-            text = f"{shown} responds, but rejects an empty request ({status}), so this cannot tell whether it works"
-            remedy = "send one event with `otel-tbot emit`"
-            return Finding(level="warning", subject="collector", text=text, remedy=remedy, seconds=seconds)
-        if outcome is Outcome.REFUSED:
-            remedy = next(
-                (remedy for pattern, remedy in _STATUS_REMEDIES if re.search(pattern, status)),
-                "check that an OTLP receiver of this protocol listens there",
-            )
-            return _to_collector_problem(f"{shown} rejects requests: {status}", remedy, began)
-        if outcome is Outcome.TIMED_OUT:
-            return late
+    timeout_seconds = 2 * _STEP_SECONDS
+
+    def __init__(self, config: OtlpConfig) -> None:
+        super().__init__("collector", config.endpoint.to_text() if config.endpoint else "")
+        self._config = config
+
+    def find(self) -> Finding:
+        from otel_tbot.otlp.client import OtlpClient
+
+        client = OtlpClient(self._config)
         try:
-            reason, remedy = _find_reason(environ, signal)
+            result = client.send(b"", deadline=time.monotonic() + _STEP_SECONDS)
+        except OtelTbotError as error:
+            return self.to_finding("problem", f"{self._target} cannot be tried: {error}", "correct the setting")
+        finally:
+            client.close()
+        if result.outcome is Outcome.ACCEPTED:
+            return self.to_finding("ok", f"{self._target} accepted an empty request, {result.status}")
+        if result.outcome is Outcome.TIMED_OUT:
+            text = f"{self._target} does not respond in time"
+            return self.to_finding("problem", text, "check that a collector listens there, and its load")
+        if result.outcome is Outcome.UNREACHABLE:
+            reason, remedy = self._find_reason(result.status)
+            return self.to_finding("problem", f"{self._target} cannot be reached: {reason}", remedy)
+        if _EMPTY_REJECTED.fullmatch(result.status):
+            text = f"{self._target} rejects an empty request ({result.status}): cannot tell whether events arrive"
+            return self.to_finding("warning", text, "send one event with `otel-tbot emit`")
+        remedy = next(
+            (remedy for pattern, remedy in _STATUS_REMEDIES if re.search(pattern, result.status)),
+            "check that an OTLP receiver for this protocol listens there",
+        )
+        return self.to_finding("problem", f"{self._target} rejects requests: {result.status}", remedy)
+
+    def _find_reason(self, status: str) -> tuple[str, str]:
+        """Connects, TLS included, and sends nothing; returns what failed, and a remedy."""
+        from otel_tbot.otlp.http_transport import HttpTransport
+
+        transport = HttpTransport(self._config, user_agent="")
+        try:
+            transport.connect(time.monotonic() + _STEP_SECONDS)
+        except socket.gaierror as error:
+            return f"the host name has no address ({_describe_error(error)})", "check the host in the endpoint"
+        except ssl.SSLCertVerificationError as error:
+            return _describe_error(error), f"set {settings.CERTIFICATE.name} to the certificate of its authority"
+        except ssl.SSLError as error:
+            return f"TLS fails ({error.reason or type(error).__name__})", "check that TLS is spoken at this port"
         except (OSError, ValueError) as error:
-            reason, remedy = _describe_error(error), "check that the collector listens there, and firewalls between"
-        return _to_collector_problem(f"{shown} cannot be reached: {reason}", remedy, began)
-
-    late = _to_collector_problem(f"{shown} does not respond in time", "check that a collector listens there", began)
-    return _run_within(_STEP_SECONDS * 2, work) or late
-
-
-def _to_collector_problem(text: str, remedy: str, began: float) -> Finding:
-    return Finding(level="problem", subject="collector", text=text, remedy=remedy, seconds=time.monotonic() - began)
-
-
-def _send_empty_request(environ: Mapping[str, str], signal: str) -> tuple[Outcome, str]:
-    """Returns the outcome of an empty request, and the status of the response."""
-    from otel_tbot.otlp.client import OtlpSender
-
-    try:
-        sender = OtlpSender(environ, signal=signal, deadline_seconds=_STEP_SECONDS)
-        outcome = sender.send(b"")
-        status = sender.answer.status
-        sender.close()
-    except (OSError, ValueError, OtelTbotError):
-        return Outcome.UNREACHABLE, ""
-    return outcome, status
-
-
-def _find_reason(environ: Mapping[str, str], signal: str) -> tuple[str, str]:
-    """Resolves the name, connects, and makes the TLS handshake; returns what failed, and a remedy."""
-    from otel_tbot.otlp.client import build_tls_context
-
-    scheme, _, rest = settings.resolve_endpoint(environ, signal).rpartition("://")
-    is_secure = scheme == "https" or (not scheme and not settings.INSECURE.resolve(environ, signal))
-    host, port = settings.split_host_port(rest)
-    try:
-        socket.getaddrinfo(host, int(port or 0), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        return f"the name has no address ({_describe_error(error)})", "check the host in the endpoint"
-    with socket.create_connection((host, int(port or (443 if is_secure else 80))), _STEP_SECONDS) as connection:
-        if is_secure:
-            try:
-                context = build_tls_context(environ, signal)
-            except (OSError, ValueError) as error:
-                text = f"the certificate files cannot be used ({type(error).__name__})"
-                return text, f"check {', '.join(setting.name for setting in settings.FILE_SETTINGS)}"
-            try:
-                context.wrap_socket(connection, server_hostname=host).close()
-            except ssl.SSLCertVerificationError as error:
-                text = f"its certificate is not accepted: {error.verify_message}"
-                return text, f"set {settings.CERTIFICATE.name} to the certificates of its authority"
-            except ssl.SSLError as error:
-                return f"TLS fails: {error.reason or type(error).__name__}", "check that the endpoint speaks TLS"
-    return "it closes the connection, or speaks another protocol", "check the protocol and the port"
+            return _describe_error(error), "check that the collector listens there, and the firewalls on the path"
+        finally:
+            transport.close()
+        reason = "it closes the connection, or speaks another protocol"
+        return f"{reason}{f' ({status})' if status else ''}", "check protocol and port, and the log of the collector"
 
 
 def _describe_error(error: Exception) -> str:

@@ -270,7 +270,7 @@ Exit status: 0; 2 bad input; 74 the result could not be written.
 @click.option("--signal", type=click.Choice(settings.SIGNALS), help="Default: OTEL_TBOT_SIGNAL, or log.")
 @click.option("--json", "is_json", is_flag=True, help="Print the exact OTLP/JSON, as into a pipe.")
 @click.pass_context
-def preview(context: click.Context, /, signal: str | None, *, is_json: bool, **options: Any) -> int:
+def preview(context: click.Context, /, signal: "settings.Signal | None", *, is_json: bool, **options: Any) -> int:
     """Print the event that `emit` would send, and send nothing.
 
     On a terminal it is a table, otherwise the exact request as OTLP/JSON. Works with telemetry off.
@@ -278,11 +278,13 @@ def preview(context: click.Context, /, signal: str | None, *, is_json: bool, **o
     if mistake := find_mistake(os.environ):
         output.print_message("preview", f"warning: {mistake}")
     event = _read_event("preview", options, context.obj)
-    from otel_tbot.cli.preview import describe_settings, to_preview
+    from otel_tbot.cli.preview import to_preview
+    from otel_tbot.otlp.config import resolve_config
 
-    for warning in describe_settings(os.environ):
-        output.print_message("preview", warning)
-    shown = to_preview(event, os.environ, signal=signal or settings.SIGNAL.resolve(os.environ))
+    config = resolve_config(os.environ, signal=signal)
+    for warning in config.warnings:
+        output.print_message("preview", f"warning: {warning}")
+    shown = to_preview(event, config)
     if output.is_terminal() and not is_json:
         output.print_result(shown.to_text(is_on=enabled(), width=output.get_width()))
         return 0
@@ -390,4 +392,4 @@ class _MessageHandler(logging.Handler):
         self._command = command
 
     def emit(self, record: logging.LogRecord) -> None:
-        output.print_message(self._command, record.getMessage())
+        output.print_message(self._command, f"warning: {record.getMessage()}")

@@ -128,23 +128,6 @@ def to_row(name: str, text: str, *, column: int, indent: str = "  ", width: int)
     return start + f"\n{margin}".join(lines)
 
 
-def to_shown_url(url: str) -> str:
-    """Returns *url* as it may be shown: scheme, host, port, and OTLP's own paths. Pure.
-
-    Leaves out user info, query and fragment, and shows any other path as `/…`, since all of them may hold a secret.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    for end in "?#":
-        rest = rest.partition(end)[0]
-    authority, _, path = rest.partition("/")
-    shown = scheme + separator + authority.rpartition("@")[2]
-    if path in ("", "v1/logs", "v1/traces"):
-        return f"{shown}/{path}" if path else shown
-    return f"{shown}/…"
-
-
 def _to_encodable(text: str, encoding: str) -> str:
     try:
         text.encode(encoding)

@@ -3,14 +3,17 @@
 import json
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from otel_tbot import settings
-from otel_tbot.cli.output import style, to_row, to_shown_url
+from otel_tbot.cli.output import style, to_row
 from otel_tbot.event import ATTRIBUTES, EVENT_NAME, TbotStart
-from otel_tbot.otlp import client as otlp
-from otel_tbot.otlp import encoding
+from otel_tbot.otlp.config import OtlpConfig
+from otel_tbot.otlp.encoding import encode_request, to_json
+from otel_tbot.otlp.http_transport import COMPRESSIONS
+
+if TYPE_CHECKING:
+    from otel_tbot.settings import Signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +21,7 @@ class Preview:
     """A request: its `body` as OTLP/JSON, its `resource`, and its `destination` with protocol and size."""
 
     event: TbotStart
-    signal: str
+    signal: "Signal"
     body: str
     resource: tuple[tuple[str, str], ...]
     destination: str
@@ -47,35 +50,27 @@ class Preview:
         return "\n".join(lines)
 
 
-def to_preview(event: TbotStart, environ: Mapping[str, str], *, signal: str) -> Preview:
-    """Returns the request that `emit` would send for *event* as *signal* under *environ*, whatever the consent."""
-    request = encoding.load_encoder(signal, is_local=True)([(event, time.time_ns())])
-    message = otlp.to_json(request)
+def to_preview(event: TbotStart, config: OtlpConfig) -> Preview:
+    """Returns the request that `emit` would send for *event* under *config*, whatever the consent."""
+    request = encode_request([(event, time.time_ns())], signal=config.signal, is_local=True)
+    message = to_json(request)
     (group,) = message.get("resourceLogs") or message["resourceSpans"]
     resource = tuple(
         (attribute["key"], next(iter(attribute["value"].values()))) for attribute in group["resource"]["attributes"]
     )
     return Preview(
         event=event,
-        signal=signal,
+        signal=config.signal,
         body=json.dumps(message, indent=2),
         resource=resource,
-        destination=_describe_destination(request.SerializeToString(), environ, signal),
+        destination=_describe_destination(request.SerializeToString(), config),
     )
 
 
-def describe_settings(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yields what is wrong with each malformed setting, without its value. Pure."""
-    yield from settings.find_faults(environ)
-
-
-def _describe_destination(body: bytes, environ: Mapping[str, str], signal: str) -> str:
-    endpoint = settings.resolve_endpoint(environ, signal)
-    if not endpoint:
+def _describe_destination(body: bytes, config: OtlpConfig) -> str:
+    if config.endpoint is None:
         return "to no endpoint: it is malformed; see `otel-tbot doctor`"
-    protocol = settings.resolve_protocol(environ, signal)
-    compression = settings.COMPRESSION.resolve(environ, signal)
     size = f"{len(body)} bytes"
-    if compression != "none":
-        size += f", {len(otlp.COMPRESSIONS[compression](body))} with {compression}"
-    return f"to {to_shown_url(endpoint)} over {protocol}, {size}"
+    if config.compression != "none":
+        size += f", {len(COMPRESSIONS[config.compression](body))} with {config.compression}"
+    return f"to {config.endpoint.to_text()} over {config.protocol}, {size}"

@@ -14,7 +14,7 @@ from typing import Final
 
 from otel_tbot.consent import HELPER_VARIABLE, HELPER_VERSION_VARIABLE
 from otel_tbot.errors import TbotConfigError
-from otel_tbot.event import OTHER, TbotStart, to_join_type
+from otel_tbot.event import OTHER, JoinType, TbotStart, to_join_type
 from otel_tbot.tbot.yaml_nodes import MAX_CONFIG_BYTES, Node, parse_yaml
 
 CONFIG_PATH_VARIABLE: Final = "TBOT_CONFIG_PATH"
@@ -60,8 +60,8 @@ _JOIN_URI_PARTS: Final = ("tbot", "address kind", "method")
 _ADDRESS_KINDS: Final = ("proxy", "auth")
 _JOIN_URI_RULE: Final = "not a join URI; write tbot+proxy+METHOD://TOKEN@HOST:PORT, or tbot+auth+…"
 
-# "Teleport v18.4.1 git:v18.4.1-0-g0123456 go1.24.5"; the event's own rule cuts what follows the version.
-_VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:Enterprise\s+)?)?v?(?=[0-9])")
+# "Teleport v18.4.1 git:v18.4.1-0-g0123456 go1.24.5"; the rule of the event drops the "v" and what follows the version.
+_VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:Enterprise\s+)?)?(?=v?[0-9])")
 
 _NULLS: Final = frozenset(("", "~", "null", "Null", "NULL"))
 # The spellings that gopkg.in/yaml.v3, with which tbot reads, accepts for a boolean field.
@@ -75,7 +75,7 @@ class TbotConfig:
     """The facts of a configuration: run mode, join method ("" if unknown), and one service name per destination."""
 
     is_one_shot: bool = False
-    join_type: str = ""
+    join_type: JoinType = ""
     services: tuple[str, ...] = ()
 
 
@@ -89,7 +89,7 @@ class StartFlags:
     config_path: str = ""
     config_string: str = ""
     is_one_shot: bool | None = None
-    join_type: str = ""
+    join_type: JoinType = ""
     has_token: bool = False
     has_ca_pin: bool = False
     has_destination_dir: bool = False
@@ -145,7 +145,7 @@ def apply_flags(config: TbotConfig, flags: StartFlags, *, has_token: bool = Fals
     return config
 
 
-def parse_join_uri(uri: str, *, source: str, line: int = 0) -> str:
+def parse_join_uri(uri: str, *, source: str, line: int = 0) -> JoinType:
     """Returns the join type in *uri*; drops its token and its host. *source* names it in errors. Pure.
 
     Raises:
@@ -181,7 +181,7 @@ def parse_config(data: bytes, *, source: str) -> TbotConfig:
     if version not in ("v1", "v2"):
         raise TbotConfigError(source, "version: unknown; use v1 or v2", line=top["version"].line)
     services = list(reader.list_v2(top) if version == "v2" else reader.list_v1(top))
-    join_type = ""
+    join_type: JoinType = ""
     if (onboarding := reader.find_map(top, "onboarding")) is not None:
         join_type = to_join_type(reader.find_text(onboarding, "join_method"))
     if uri := reader.find_text(top, "join_uri"):

@@ -6,13 +6,13 @@ Source: tbot's protocol, prehog.v1alpha (prehog/tbot.proto).
 from typing import Final
 
 from otel_tbot.errors import EventError
-from otel_tbot.event import TbotStart
+from otel_tbot.event import RunMode, TbotStart, to_join_type
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, TbotStartEvent
 
 PROCEDURE: Final = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
 """The path of the procedure; tbot appends it to its address."""
 
-_RUN_MODES: Final = {
+_RUN_MODES: Final["dict[TbotStartEvent.RunMode, RunMode]"] = {
     TbotStartEvent.RUN_MODE_ONE_SHOT: "one-shot",
     TbotStartEvent.RUN_MODE_DAEMON: "daemon",
 }
@@ -31,9 +31,9 @@ def parse_report(report: SubmitTbotEventRequest) -> TbotStart:
     start = report.start
     return TbotStart(
         # An unknown mode becomes an invalid string, so that `TbotStart` reports it together with other broken fields.
-        run_mode=_RUN_MODES.get(start.run_mode, ""),
+        run_mode=_RUN_MODES.get(start.run_mode, ""),  # type: ignore[arg-type]  # see above
         version=start.version,
-        join_type=start.join_type,
+        join_type=to_join_type(start.join_type),
         helper=start.helper,
         helper_version=start.helper_version,
         destinations_other=start.destinations_other,

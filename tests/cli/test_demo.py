@@ -30,51 +30,72 @@ KEYS = (
     ids=["plain", "with settings"],
 )
 def test_demo_shows_one_record_and_then_nothing(environ):
-    """Whatever is set on the machine, the first start brings one record and the second no request."""
+    """The first start sends one record and the second no request, whatever is set on the machine."""
     launch = Launch({**os.environ, **environ})
 
     finished = launch.run([], launcher=DEMO)
     shown = finished.stdout
 
     assert (0, "") == (finished.returncode, finished.stderr)
-    assert 1 == shown.count("The receiver got 1 request.")
-    assert 1 == shown.count("The receiver got no requests.")
-    assert shown.index("got 1 request.") < shown.index("got no requests.")
+    assert 1 == shown.count("The collector received 1 request.")
+    assert 1 == shown.count("The collector received no requests.")
+    assert shown.index("received 1 request.") < shown.index("received no requests.")
     assert re.search(r"POST /v1/logs, [1-9][0-9]{2} bytes", shown)
-    assert "`tbot` is a stand-in" in shown
-    assert all(re.search(rf"^ +{re.escape(key)} +\S+$", shown, re.MULTILINE) for key in KEYS)
+    assert "so a fake tbot is started" in shown
+    assert all(re.search(rf"^ +{re.escape(key)} \s+\S+( \(a whole second\))?$", shown, re.MULTILINE) for key in KEYS)
     assert 3 == len(re.findall(r"^[1-9]\. ", shown, re.MULTILINE))
-    assert "the report was answered with unavailable: " in shown.partition("\n3. ")[2]
+    assert "the report failed: unavailable: " in shown.partition("\n3. ")[2]
     launch.wait_for_end()
 
 
-def test_demo_looks_for_the_machine_in_what_was_sent(tmp_path):
-    """What was planted and what names machine and user is looked for; names that any request may hold are not."""
-    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent/canary", "USER": "tbot"}
+@pytest.mark.parametrize(
+    ("user", "remark"),
+    [
+        (None, "not searched: it is not set"),
+        ("tbot", "not searched: it is too short to tell from other words"),
+        ("python", "not searched: the request of any machine contains this word"),
+        ("canary-4b2f", "not found"),
+    ],
+)
+def test_demo_searches_the_request_for_names_of_this_machine(user, remark, tmp_path):
+    """It says which names were not found, and why it did not search for a name."""
+    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent/canary", "COLUMNS": "100"}
+    environ |= {} if user is None else {"USER": user}
 
     finished = Launch(environ).run([], launcher=DEMO, cwd=tmp_path)
 
     assert 0 == finished.returncode, finished.stderr
     for name in ("OTEL_SERVICE_NAME, planted", "OTEL_RESOURCE_ATTRIBUTES, planted", "your home directory"):
-        assert re.search(rf"^ +{name} +not there$", finished.stdout, re.MULTILINE)
-    assert "your user's name" not in finished.stdout
+        assert re.search(rf"^ +{name} +not found$", finished.stdout, re.MULTILINE)
+    assert re.search(rf"^ +your user's name +{remark}$", finished.stdout, re.MULTILINE)
 
 
-def test_demo_fails_when_it_finds_what_it_looks_for():
+def test_demo_works_in_a_directory_that_is_gone(tmp_path):
+    """There is no name to search for then."""
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {' '.join(DEMO)}"
+
+    finished = Launch({"PATH": os.environ["PATH"]}).run(["-c", script], launcher=("sh",))
+
+    assert 0 == finished.returncode, finished.stderr
+    assert re.search(r"^ +the working directory +not searched: it is not set$", finished.stdout, re.MULTILINE)
+
+
+def test_demo_fails_when_it_finds_a_name():
     """A version that is the user's name stands for a leak: found, it ends the demo with status 1."""
     environ = {"PATH": os.environ["PATH"], "USER": "18.4.1"}
 
     finished = Launch(environ).run([], launcher=DEMO)
 
     assert 1 == finished.returncode
-    assert re.search(r"^ +your user's name +THERE$", finished.stdout, re.MULTILINE)
+    assert re.search(r"^ +your user's name +FOUND$", finished.stdout, re.MULTILINE)
     assert (
-        "otel-tbot: demo: the request holds your user's name; please report this, see SECURITY.md\n" == finished.stderr
+        "otel-tbot: demo: the request contains your user's name; please report this as SECURITY.md describes\n"
+        == finished.stderr
     )
 
 
 def test_demo_runs_the_command_that_it_is_given(reporter):
-    """A command after -- takes the stand-in's place."""
+    """A command after -- is started instead of the fake tbot."""
     launch = Launch(dict(os.environ))
 
     finished = launch.run(
@@ -82,7 +103,7 @@ def test_demo_runs_the_command_that_it_is_given(reporter):
     )
 
     assert (0, "") == (finished.returncode, finished.stderr)
-    assert "stand-in" not in finished.stdout
+    assert "fake" not in finished.stdout
     assert "\n3. " not in finished.stdout
     assert re.search(r"^ +tbot\.version +17\.0\.0$", finished.stdout, re.MULTILINE)
     assert 2 == finished.stdout.count("The command ended with status 4.")
@@ -91,12 +112,12 @@ def test_demo_runs_the_command_that_it_is_given(reporter):
 
 @pytest.mark.parametrize("command", [["true"], ["nonexistent-command"]])
 def test_demo_fails_when_the_command_reports_nothing(command):
-    """A command that is no tbot ends the demo with status 1 and a remedy."""
+    """A command that is not tbot ends the demo with status 1 and a remedy."""
     launch = Launch(dict(os.environ))
 
     finished = launch.run(["--", *command], launcher=DEMO)
 
     assert 1 == finished.returncode
-    assert finished.stderr.splitlines()[-1].startswith("otel-tbot: demo: expected one request and then none; ")
-    assert 2 == finished.stdout.count("The receiver got no requests.")
+    assert finished.stderr.splitlines()[-1].startswith("otel-tbot: demo: expected one request, and then none; ")
+    assert 2 == finished.stdout.count("The collector received no requests.")
     launch.wait_for_end()

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,134 +10,201 @@ import trustme
 
 import otel_tbot
 from otel_tbot import settings
-from otel_tbot.cli.doctor import Finding, examine, is_healthy, to_text
-from tests.cli.test_main import BASIC, CANARY, run_command
-from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, refusing_port, silent_server
+from otel_tbot.cli.doctor import LEVELS, Finding, examine, is_healthy, to_text
+from tests.support.bridge_process import BridgeProcess
+from tests.support.commands import ON, run_command, run_on_terminal
+from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, raw_server, refusing_port, silent_server
 
-ON = {"TELEPORT_ANONYMOUS_TELEMETRY": "1"}
+CANARY = "canary-3f0a"
+OTLP = "OTEL_EXPORTER_OTLP"
+ADDRESS = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
 
 
 def find(findings, subject):
-    """The finding about *subject*."""
+    """Returns the finding about *subject*."""
     (found,) = [finding for finding in findings if finding.subject == subject]
     return found
 
 
 @pytest.mark.parametrize(
-    ("environ", "text"),
+    ("environ", "level", "text"),
     [
-        ({}, "telemetry is off: the variable is not set"),
-        ({"TELEPORT_ANONYMOUS_TELEMETRY": ""}, "telemetry is off: the variable is empty"),
+        ({}, "note", "telemetry is off: the variable is not set"),
+        ({"TELEPORT_ANONYMOUS_TELEMETRY": ""}, "note", "telemetry is off: the variable is empty"),
+        ({"TELEPORT_ANONYMOUS_TELEMETRY": "0"}, "note", "telemetry is off: the variable is false"),
         (
             {"TELEPORT_ANONYMOUS_TELEMETRY": "yes"},
-            "telemetry is off: only 1, t, T, TRUE, true and True mean on, as for tbot itself",
+            "warning",
+            "has a value that does not mean on, so telemetry is off",
         ),
-        ({"TELEPORT_ANONYMOUS_TELEMETRY": "1", "OTEL_SDK_DISABLED": "true"}, "telemetry is on"),
+        (
+            {"TELEPORT_ANONYMOUS_TELEMETRY": " 1"},
+            "warning",
+            "has a value that does not mean on, so telemetry is off",
+        ),
+        ({"TELEPORT_ANONYMOUS_TELEMETRY": "1", "OTEL_SDK_DISABLED": "true"}, "ok", "telemetry is on"),
     ],
 )
-def test_off_nothing_is_connected_to_and_that_is_said(environ, text):
-    """The variable, how it was read, and that the collector was not tried; status 0."""
+def test_off_nothing_is_connected_to_and_that_is_said(environ, level, text):
+    """The variable, how it was read, and that neither collector nor address was tried; status 0."""
     with OtlpHttpServer() as server:
-        finished = run_command("doctor", "--json", OTEL_EXPORTER_OTLP_ENDPOINT=server.url, **environ)
+        addresses = {f"{OTLP}_ENDPOINT": server.url, ADDRESS: server.url}
+        finished = run_command("doctor", "--json", **addresses, **environ)
     report = json.loads(finished.stdout)
     findings = [Finding(**finding) for finding in report["findings"]]
+    consent = find(findings, "TELEPORT_ANONYMOUS_TELEMETRY")
 
     assert (0, "", "off") == (finished.returncode, finished.stderr, report["telemetry"])
-    assert text == find(findings, "TELEPORT_ANONYMOUS_TELEMETRY").text
-    assert "not tried, since telemetry is off" == find(findings, "collector").text
+    assert (level, text) == (consent.level, consent.text)
+    assert bool(consent.remedy) == (level == "warning")
+    assert (
+        "not tried, because telemetry is off; nothing was connected to or started" == find(findings, "collector").text
+    )
     assert not server.requests
+    assert not [finding for finding in findings if finding.seconds is not None]
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_collector_that_answers_is_healthy(protocol):
-    """Name, connection and an empty export are ok, each with its time; status 0."""
+def test_a_collector_that_responds_is_healthy(protocol):
+    """An empty request is accepted, with its time; status 0."""
     with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
-        environ = ON | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+        environ = ON | {f"{OTLP}_ENDPOINT": server.url, f"{OTLP}_PROTOCOL": protocol}
         finished = run_command("doctor", "--json", **environ)
         report = json.loads(finished.stdout)
         text = run_command("doctor", **environ).stdout
 
-    tried = [finding for finding in report["findings"] if finding["subject"].startswith("collector")]
+    (tried,) = [finding for finding in report["findings"] if finding["subject"] == "collector"]
     assert (0, "", "on", True) == (finished.returncode, finished.stderr, report["telemetry"], report["healthy"])
-    assert ["collector: name", "collector: connection", "collector: empty export"] == [f["subject"] for f in tried]
-    assert all(finding["level"] == "ok" and finding["seconds"] > 0 for finding in tried)
+    assert "ok" == tried["level"]
+    assert tried["seconds"] > 0
+    assert 2 == len(server.requests)
     assert not server.requests[0].session_ids
-    assert "ok       collector: empty export: accepted, " in text
+    assert "accepted an empty request, " in " ".join(text.split())
 
 
 ANSWERS = {
-    "400": (Answer(status=400), "ok", "it answers, but takes nothing empty: HTTP status 400"),
-    "422, as Loki": (Answer(status=422), "ok", "it answers, but takes nothing empty: HTTP status 422"),
-    "401": (Answer(status=401), "problem", "refused, HTTP status 401"),
-    "403": (Answer(status=403), "problem", "refused, HTTP status 403"),
-    "404": (Answer(status=404), "problem", "refused, HTTP status 404"),
-    "302": (Answer(status=302), "problem", "refused, HTTP status 302"),
-    "503": (Answer(status=503), "problem", "refused, HTTP status 503"),
-    "a web page": (
-        Answer(content_type="text/html"),
-        "problem",
-        "refused, HTTP status 200 with something that is no OTLP",
-    ),
+    "400": (400, "warning", ""),
+    "422, as Loki": (422, "warning", ""),
+    "302": (302, "problem", "set the endpoint to where the redirect leads; otel-tbot follows none"),
+    "401": (401, "problem", "check the token in OTEL_EXPORTER_OTLP_HEADERS"),
+    "403": (403, "problem", "check the token in OTEL_EXPORTER_OTLP_HEADERS"),
+    "404": (404, "problem", "check the path and the protocol: does an OTLP receiver listen there?"),
+    "405": (405, "problem", "check the path and the protocol: does an OTLP receiver listen there?"),
+    "413": (413, "problem", "check that an OTLP receiver listens there, and no proxy in front of it interferes"),
+    "415": (415, "problem", "check that an OTLP receiver listens there, and no proxy in front of it interferes"),
+    "426": (426, "problem", "check that an OTLP receiver listens there, and no proxy in front of it interferes"),
+    "429": (429, "problem", "the collector limits requests; try again later, or raise its limit"),
+    "418": (418, "problem", "check that an OTLP receiver for this protocol listens there"),
+    "500": (500, "problem", "look into the log of the collector"),
+    "503": (503, "problem", "look into the log of the collector"),
 }
 
 
-@pytest.mark.parametrize(("answer", "level", "text"), ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_is_told_from_a_refusal(answer, level, text):
-    """A 4xx that only dislikes the empty request is an answer; all else that is no acceptance is a problem."""
-    with OtlpHttpServer(answer) as server:
-        findings = examine(ON | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
-    finding = find(findings, "collector: empty export")
+@pytest.mark.parametrize(("status", "level", "remedy"), ANSWERS.values(), ids=ANSWERS)
+def test_each_rejection_is_a_problem_unless_the_request_was_only_empty(status, level, remedy):
+    """400 and 422 to an empty request say nothing about events; every other rejection is a problem with a remedy."""
+    with OtlpHttpServer(Answer(status=status)) as server:
+        findings = examine(ON | {f"{OTLP}_ENDPOINT": server.url})
+        url = f"{server.url}/v1/logs"
+    finding = find(findings, "collector")
 
-    assert (level, text) == (finding.level, finding.text)
-    assert bool(finding.remedy) == (level == "problem")
-    assert is_healthy(findings) == (level == "ok")
+    text = f"{url} rejects requests: HTTP status {status}"
+    if level == "warning":
+        text = f"{url} rejects an empty request (HTTP status {status}): cannot tell whether events arrive"
+        remedy = "send one event with `otel-tbot emit`"
+    assert (level, text, remedy) == (finding.level, finding.text, finding.remedy)
+    assert is_healthy(findings) == (level == "warning")
+
+
+def test_a_web_page_is_a_problem():
+    """A page with status 200 is not an acceptance."""
+    with OtlpHttpServer(Answer(content_type="text/html")) as server:
+        finding = find(examine(ON | {f"{OTLP}_ENDPOINT": server.url}), "collector")
+
+    assert ("problem", True) == (finding.level, "HTTP status 200 with a response that is not OTLP" in finding.text)
 
 
 @pytest.mark.parametrize(
     ("code", "level"),
     [
-        ("INVALID_ARGUMENT", "ok"),
+        ("INVALID_ARGUMENT", "warning"),
         ("UNAUTHENTICATED", "problem"),
         ("UNIMPLEMENTED", "problem"),
+        ("RESOURCE_EXHAUSTED", "problem"),
         ("UNAVAILABLE", "problem"),
     ],
 )
-def test_a_grpc_answer_is_told_from_a_refusal(code, level):
+def test_a_grpc_rejection_is_a_problem_unless_the_request_was_only_empty(code, level):
     """The same over grpc, by status."""
     with OtlpGrpcServer(code=grpc.StatusCode[code]) as server:
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-        finding = find(examine(ON | environ), "collector: empty export")
+        environ = {f"{OTLP}_ENDPOINT": server.url, f"{OTLP}_PROTOCOL": "grpc"}
+        finding = find(examine(ON | environ), "collector")
 
     assert level == finding.level
     assert f"gRPC status {code}" in finding.text
+    assert finding.remedy
 
 
-def test_a_problem_is_status_1_and_has_a_remedy():
-    """A port that refuses: connection is the problem, and nothing further is tried."""
+def test_problems_come_first_with_a_remedy_and_status_1():
+    """A port that refuses: the summary, then the problem, what to do, and what is fine after it."""
     with refusing_port() as url:
-        finished = run_command("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=url, **ON)
-    *_, problem, remedy, _, counts = finished.stdout.splitlines()
+        finished = run_command("doctor", **{f"{OTLP}_ENDPOINT": url}, **ON)
+    summary, _, problem, *rest = finished.stdout.splitlines()
+    words = " ".join(finished.stdout.split())
 
     assert (1, "") == (finished.returncode, finished.stderr)
-    assert problem.startswith("problem  collector: connection: failed: Connection refused (")
-    assert remedy.startswith("         → check that the collector listens there")
-    assert "1 problem, no warnings" == counts
+    assert "1 problem, no warnings" == summary
+    assert problem.startswith("problem  collector  ")
+    assert "cannot be reached: Connection refused (" in words
+    assert "→ check that the collector listens there, and the firewalls on the path" in words
+    assert "ok       TELEPORT_ANONYMOUS_TELEMETRY  telemetry is on" in rest
 
 
-def test_a_host_that_is_none_is_a_problem_of_its_name():
-    """The name is the first step."""
-    finding = find(examine(ON | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://nonexistent.invalid:4318"}), "collector: name")
+def test_findings_are_sorted_by_level():
+    """Problems, warnings, what is ok, and notes."""
+    environ = ON | {f"{OTLP}_ENDPOINT": "x", "OTEL_TBOT_TIMEOUT": "5", "HTTP_PROXY": "x"}
+    levels = [finding.level for finding in examine(environ)]
 
-    assert ("problem", True) == (finding.level, finding.text.startswith("failed: "))
+    assert sorted(levels, key=LEVELS.index) == levels
+    assert set(LEVELS) == set(levels)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("consent", ["1", "yes"])
+def test_the_report_fits_the_terminal(columns, consent):
+    """No line of prose is wider than the terminal, and the columns are aligned."""
+    _, shown = run_on_terminal(
+        "doctor",
+        columns=columns,
+        NO_COLOR="1",
+        TELEPORT_ANONYMOUS_TELEMETRY=consent,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_TBOT_TIMEOUT="5",
+    )
+    lines = shown.splitlines()
+
+    assert columns >= max(map(len, lines))
+    rows = lines[2 : lines.index("", 2)]
+    assert all(line[:9].strip() in ("", *LEVELS) for line in rows)
+    texts = {len(line) - len(line.lstrip()) for line in rows if line.startswith(" " * 9)}
+    assert 1 == len(texts)
+
+
+def test_an_unknown_host_is_a_problem_of_its_name():
+    """The remedy names the host."""
+    finding = find(examine(ON | {f"{OTLP}_ENDPOINT": "http://nonexistent.invalid:4318"}), "collector")
+
+    assert ("problem", "check the host in the endpoint") == (finding.level, finding.remedy)
+    assert "cannot be reached: the host name has no address (" in finding.text
 
 
 def test_a_silent_collector_is_a_problem_after_some_seconds():
-    """Nobody waits for ever."""
+    """There is an end to waiting."""
     with silent_server() as server:
-        finding = find(examine(ON | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}), "collector: empty export")
+        finding = find(examine(ON | {f"{OTLP}_ENDPOINT": server.url}), "collector")
 
     assert "problem" == finding.level
-    assert finding.text in {"timed out", "no answer in time"}
+    assert finding.text.endswith("does not respond in time")
 
 
 @pytest.fixture(scope="module")
@@ -149,100 +217,211 @@ def authority(tmp_path_factory):
 
 
 def test_tls_is_checked_with_the_certificates_that_are_set(authority):
-    """With the right certificate the handshake is ok; without it, or for another name, it is the problem."""
+    """With the right certificate all is well; without it, for another name, or with a wrong key, TLS is the problem."""
     made, path = authority
     certificate = made.issue_cert("localhost")
     key, chain = certificate.private_key_pem.bytes(), b"".join(part.bytes() for part in certificate.cert_chain_pems)
     with OtlpGrpcServer(credentials=grpc.ssl_server_credentials([(key, chain)])) as server:
         port = server.url.rpartition(":")[2]
-        environ = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
-        with_certificate = examine(ON | environ | {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(path)})
-        without = find(examine(ON | environ), "collector: connection")
-        environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": f"127.0.0.1:{port}", "OTEL_EXPORTER_OTLP_CERTIFICATE": str(path)}
-        other_name = find(examine(ON | environ), "collector: connection")
-        environ |= {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(path), "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(path)}
-        wrong_key = find(examine(ON | environ), "collector: connection")
+        environ = {f"{OTLP}_PROTOCOL": "grpc", f"{OTLP}_ENDPOINT": server.url}
+        with_certificate = examine(ON | environ | {f"{OTLP}_CERTIFICATE": str(path)})
+        without = find(examine(ON | environ), "collector")
+        environ |= {f"{OTLP}_ENDPOINT": f"127.0.0.1:{port}", f"{OTLP}_CERTIFICATE": str(path)}
+        other_name = find(examine(ON | environ), "collector")
+        environ |= {f"{OTLP}_CLIENT_CERTIFICATE": str(path), f"{OTLP}_CLIENT_KEY": str(path)}
+        wrong_key = find(examine(ON | environ), "collector")
 
     assert is_healthy(with_certificate)
-    assert "TLSv1.3, certificate valid for localhost" in find(with_certificate, "collector: connection").text
-    assert without.text.startswith("the certificate is not accepted: ")
-    assert other_name.text.startswith("the certificate is not accepted: ")
+    assert "its certificate is not accepted: " in without.text
+    assert "set OTEL_EXPORTER_OTLP_CERTIFICATE to the certificate of its authority" == without.remedy
+    assert "its certificate is not accepted: " in other_name.text
     assert {"problem"} == {without.level, other_name.level, wrong_key.level}
 
 
+def test_the_address_is_examined_if_one_is_set():
+    """tbot reports there: an unused collector is left alone, and a bridge at the address gets no event."""
+    with OtlpHttpServer() as collector, OtlpHttpServer() as unused:
+        with BridgeProcess({f"{OTLP}_ENDPOINT": collector.url}) as bridge:
+            environ = ON | {ADDRESS: bridge.url, f"{OTLP}_ENDPOINT": unused.url}
+            findings = examine(environ)
+            wrong = find(examine(environ | {ADDRESS: f"{bridge.url}/{CANARY}"}), ADDRESS)
+    finding = find(findings, ADDRESS)
+
+    assert ("ok", f"{bridge.url} speaks tbot's protocol") == (finding.level, finding.text)
+    assert finding.seconds > 0
+    assert is_healthy(findings)
+    assert ("problem", "check its path: a bridge with a path prefix serves no other") == (wrong.level, wrong.remedy)
+    assert f"{bridge.url}/… does not accept reports: HTTP status 404" in wrong.text
+    assert not collector.requests + unused.requests
+
+
+def answer_with(response):
+    """Returns a server that answers a whole request with *response*."""
+
+    def serve(connection):
+        connection.recv(65536)
+        connection.sendall(response)
+
+    return raw_server(serve)
+
+
+@pytest.mark.parametrize(
+    ("response", "level", "text"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "ok", "speaks tbot's protocol"),
+        (
+            b'HTTP/1.1 503 x\r\nContent-Length: 22\r\n\r\n{"code":"unavailable"}',
+            "problem",
+            "does not accept reports: HTTP status 503, unavailable",
+        ),
+        (
+            b"HTTP/1.1 500 x\r\nContent-Length: 6\r\n\r\ncanary",
+            "problem",
+            "does not accept reports: HTTP status 500",
+        ),
+        (b"canary\r\n", "problem", "does not respond: BadStatusLine"),
+        (b"", "problem", "does not respond in time"),
+    ],
+)
+def test_each_response_at_the_address_is_told_apart(response, level, text):
+    """Only tbot's protocol is fine; the response is not repeated."""
+    with answer_with(response) as server:
+        finding = find(examine(ON | {ADDRESS: f"{server.url}/{CANARY}"}), ADDRESS)
+
+    assert (level, f"{server.url}/… {text}") == (finding.level, finding.text)
+    assert bool(finding.remedy) == (level == "problem")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", f"ftp://{CANARY}", CANARY, f"http://[{CANARY}"])
+def test_an_address_that_is_not_a_url_is_a_problem(address):
+    """It is not repeated."""
+    finding = find(examine(ON | {ADDRESS: address}), ADDRESS)
+
+    assert ("problem", "is not an http:// or https:// URL") == (finding.level, finding.text)
+
+
+def test_an_address_without_a_listener_is_a_problem():
+    """A connection that is refused is named, and the secret path is not."""
+    with refusing_port() as url:
+        finding = find(examine(ON | {ADDRESS: f"{url}/{CANARY}"}), ADDRESS)
+
+    assert ("problem", f"{url}/… does not respond: Connection refused") == (finding.level, finding.text)
+
+
+PEM = f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n"
 SECRETS = {
-    "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{CANARY}",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{CANARY}:{CANARY}@127.0.0.1:1/otlp?token={CANARY}#{CANARY}",
+    f"{OTLP}_HEADERS": f"authorization=Bearer%20{CANARY}",
+    f"{OTLP}_ENDPOINT": f"http://{CANARY}:{CANARY}@127.0.0.1:1/{CANARY}?token={CANARY}#{CANARY}",
+    f"{OTLP}_CERTIFICATE": PEM,
+    f"{OTLP}_CLIENT_KEY": PEM,
+    f"{OTLP}_CLIENT_CERTIFICATE": CANARY,
+    f"{OTLP}_COMPRESSION": CANARY,
+    f"{OTLP}_INSECURE": CANARY,
+    f"{OTLP}_TIMEOUT": CANARY,
+    "OTEL_TBOT_SIGNAL": CANARY,
+    "OTEL_TBOT_TIMEOUT": CANARY,
     "OTEL_RESOURCE_ATTRIBUTES": f"host.name={CANARY}",
     "TELEPORT_BOT_TOKEN": CANARY,
     "HTTPS_PROXY": f"http://{CANARY}@proxy.example",
-    "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": f"http://127.0.0.1:1/{CANARY}",
 }
 
 
+@pytest.mark.parametrize("others", [{}, {ADDRESS: f"http://{CANARY}@127.0.0.1:1/{CANARY}"}], ids=["", "address"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc", CANARY])
+@pytest.mark.parametrize("scheme", ["http", "https", ""])
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
-def test_secrets_are_in_neither_form(form):
-    """Header values, user info and query of URLs, other variables' values: hidden; their names are told."""
-    finished = run_command("doctor", *form, **ON, **SECRETS)
+def test_no_form_shows_a_secret(form, scheme, protocol, others):
+    """No header value, user info, query, path, content of a file, or value of a setting that is malformed."""
+    environ = SECRETS | others | {f"{OTLP}_PROTOCOL": protocol}
+    environ[f"{OTLP}_ENDPOINT"] = environ[f"{OTLP}_ENDPOINT"].replace("http://", f"{scheme}://" if scheme else "")
+    finished = run_command("doctor", *form, **environ, **ON)
 
-    assert CANARY not in finished.stdout + finished.stderr
+    assert 1 == finished.returncode
     assert "authorization=(hidden)" in finished.stdout
-    assert "http://127.0.0.1:1/otlp/v1/logs" in finished.stdout or "http://127.0.0.1:1/otlp" in finished.stdout
-    assert "OTEL_RESOURCE_ATTRIBUTES" in finished.stdout
-    assert "HTTPS_PROXY: set, and not used" in finished.stdout or '"HTTPS_PROXY"' in finished.stdout
+    assert "(hidden) (from OTEL_EXPORTER_OTLP_CLIENT_KEY)" in " ".join(finished.stdout.split())
+    assert CANARY not in finished.stdout + finished.stderr
+    assert "PRIVATE KEY" not in finished.stdout + finished.stderr
 
 
-def test_every_setting_is_told_with_its_origin():
-    """Each setting that commands read: its value, and the variable that it comes from."""
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ("authorization=x,x-scope-orgid=1", "authorization=(hidden), x-scope-orgid=(hidden)"),
+        ("Y2FuYXJ5LTNmMGE=", "(hidden)"),
+        ("Y2FuYXJ5LTNmMGE==", "(hidden)"),
+    ],
+)
+def test_a_token_that_looks_like_a_name_is_hidden(headers, shown):
+    """A name without a value may be a token that ends in an equals sign."""
+    assert f"{shown} (from {OTLP}_HEADERS)" == find(examine({f"{OTLP}_HEADERS": headers}), f"{OTLP}_HEADERS").text
+
+
+def test_a_file_setting_names_its_file(authority):
+    """A path to a file is shown; anything else is hidden, and named as the problem that it is."""
+    _, path = authority
+    environ = {f"{OTLP}_CERTIFICATE": str(path), f"{OTLP}_CLIENT_KEY": PEM, f"{OTLP}_ENDPOINT": "https://127.0.0.1:1"}
+    findings = examine(environ)
+    problem = next(f for f in findings if f.subject == f"{OTLP}_CLIENT_KEY" and f.level == "problem")
+
+    assert f"{path} (from {OTLP}_CERTIFICATE)" == find(findings, f"{OTLP}_CERTIFICATE").text
+    assert ("does not name a file", "set it to the path of a PEM file, not to its content") == (
+        problem.text,
+        problem.remedy,
+    )
+
+
+def test_every_setting_is_shown_with_its_origin():
+    """Each setting: its value, and the variable that it comes from."""
     environ = {
-        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://c:1/x",
-        "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        f"{OTLP}_LOGS_ENDPOINT": "http://c:1/v1/logs",
+        f"{OTLP}_COMPRESSION": "gzip",
         "OTEL_TBOT_TIMEOUT": "many",
     }
     findings = examine(environ)
-    told = {finding.subject: finding.text for finding in findings if finding.level == "note"}
-    read = {setting.name for setting in settings.SETTINGS if settings.COMMANDS in setting.used_by}
+    shown = {finding.subject: finding.text for finding in findings if finding.level == "note"}
 
-    assert read <= told.keys()
-    assert "http://c:1/x (from OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)" == told["OTEL_EXPORTER_OTLP_ENDPOINT"]
-    assert "gzip (from OTEL_EXPORTER_OTLP_COMPRESSION)" == told["OTEL_EXPORTER_OTLP_COMPRESSION"]
-    assert "1000 (from OTEL_TBOT_TIMEOUT)" == told["OTEL_TBOT_TIMEOUT"]
-    assert "log (default)" == told["OTEL_TBOT_SIGNAL"]
-    assert "http/protobuf (default)" == told["OTEL_EXPORTER_OTLP_PROTOCOL"]
-    assert ["must be a whole number of milliseconds from 1 to 999999; using 1000"] == [
+    assert {setting.name for setting in settings.SETTINGS} <= shown.keys()
+    assert "http://c:1/v1/logs (from OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)" == shown["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    assert "gzip (from OTEL_EXPORTER_OTLP_COMPRESSION)" == shown["OTEL_EXPORTER_OTLP_COMPRESSION"]
+    assert "3000 (from OTEL_TBOT_TIMEOUT)" == shown["OTEL_TBOT_TIMEOUT"]
+    assert "log (default)" == shown["OTEL_TBOT_SIGNAL"]
+    assert "http/protobuf (default)" == shown["OTEL_EXPORTER_OTLP_PROTOCOL"]
+    assert ["must be a whole number of milliseconds from 1 to 999999; using 3000"] == [
         finding.text for finding in findings if finding.level == "warning" and finding.subject == "OTEL_TBOT_TIMEOUT"
     ]
 
 
-OTLP = "OTEL_EXPORTER_OTLP"
-TRAPS = {
-    "the path doubled": ({f"{OTLP}_ENDPOINT": "http://c:4318/v1/logs"}, "problem", "the path is there twice"),
-    "the other signal's path": ({f"{OTLP}_ENDPOINT": "http://c:4318/v1/traces/"}, "problem", "the path is there twice"),
+MISTAKES = {
+    "the path doubled": ({f"{OTLP}_ENDPOINT": "http://c:4318/v1/logs"}, "problem", "already ends in the path"),
+    "the other signal's path": (
+        {f"{OTLP}_ENDPOINT": "http://c:4318/v1/traces/"},
+        "problem",
+        "already ends in the path",
+    ),
     "grpc on the port of http": (
         {f"{OTLP}_ENDPOINT": "http://c:4318", f"{OTLP}_PROTOCOL": "grpc"},
         "warning",
-        "port 4318 is usually that of http/protobuf",
+        "port 4318 is usually for http/protobuf",
     ),
     "http on the port of grpc": (
         {f"{OTLP}_ENDPOINT": "http://c:4317", f"{OTLP}_PROTOCOL": "http/protobuf"},
         "warning",
-        "port 4317 is usually that of grpc",
+        "port 4317 is usually for grpc",
     ),
     "a malformed endpoint": ({f"{OTLP}_ENDPOINT": CANARY}, "problem", "must be an http:// or https:// URL"),
-    "proxies": ({"http_proxy": CANARY}, "note", "set, and not used"),
+    "proxies": ({"http_proxy": CANARY}, "note", "set, but not used"),
     "a timeout in seconds": ({"OTEL_TBOT_TIMEOUT": "5"}, "warning", "is in milliseconds"),
     "an export timeout in milliseconds": (
         {f"{OTLP}_TIMEOUT": "10000"},
         "warning",
         "OpenTelemetry Python reads seconds",
     ),
-    "an address": ({"TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": CANARY}, "note", "`otel-tbot run` starts no relay"),
     "turned off for all": ({"OTEL_SDK_DISABLED": "TRUE"}, "note", "turns telemetry off"),
 }
 
 
-@pytest.mark.parametrize(("environ", "level", "text"), TRAPS.values(), ids=TRAPS)
-def test_known_traps_are_found(environ, level, text):
+@pytest.mark.parametrize(("environ", "level", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_known_mistakes_are_found(environ, level, text):
     """Each with its remedy; without it, the same finding is not there."""
     found = [finding for finding in examine(environ) if text in finding.text]
 
@@ -256,14 +435,14 @@ TBOTS = {
     "new enough": ("echo 'Teleport v18.4.1 git:v18.4.1-0-gabc go1.24.5'", "ok", "on PATH, version 18.4.1"),
     "the oldest": ("echo Teleport v12.1.0", "ok", "on PATH, version 12.1.0"),
     "too old": ("echo Teleport v12.0.9", "problem", "version 12.0.9 does not report its start"),
-    "without a version": ("echo hello", "warning", "on PATH, but does not tell its version"),
-    "failing": ("exit 3", "warning", "on PATH, but does not tell its version"),
+    "without a version": ("echo hello", "warning", "on PATH, but does not print its version"),
+    "failing": ("exit 3", "warning", "on PATH, but does not print its version"),
 }
 
 
 @pytest.mark.parametrize(("script", "level", "text"), TBOTS.values(), ids=TBOTS)
 def test_tbot_is_asked_for_its_version(script, level, text, tmp_path):
-    """Where telemetry is on; off, it is only looked for."""
+    """With telemetry on it is executed; off, it is only looked for."""
     tbot = tmp_path / "tbot"
     tbot.write_text(f"#!/bin/sh\n{script}\n")
     tbot.chmod(0o755)
@@ -271,34 +450,62 @@ def test_tbot_is_asked_for_its_version(script, level, text, tmp_path):
     finding = find(examine(ON | environ), "tbot")
 
     assert (level, text) == (finding.level, finding.text)
-    assert "on PATH; its version is not asked while telemetry is off" == find(examine(environ), "tbot").text
+    assert "on PATH; not executed, because telemetry is off" == find(examine(environ), "tbot").text
     assert "not on PATH" == find(examine({"PATH": "/nonexistent"}), "tbot").text
 
 
-def test_what_is_not_installed_is_told(tmp_path):
-    """Without the extra and without the entry points: what is missing, and how to get it."""
-    script = f"""
-import json, sys
-sys.path = [entry for entry in sys.path if "site-packages" not in entry]
-sys.path.append({str(tmp_path)!r})
-sys.path_importer_cache.clear()
-from otel_tbot.cli.doctor import examine
-print(json.dumps([(f.level, f.subject, f.remedy) for f in examine({{}})]))
-"""
+def run_python(script, tmp_path):
+    """Runs *script* with this package on the path, and returns the JSON that it prints."""
     (tmp_path / "otel_tbot").symlink_to(otel_tbot.__path__[0])
     finished = subprocess.run(
-        [sys.executable, "-P", "-c", script], env=BASIC, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-P", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{script}"],
+        env={},  # no PYTHONDONTWRITEBYTECODE
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    found = json.loads(finished.stdout)
-
-    assert ["problem", "extra relay", "pip install 'otel-tbot[relay]'"] in found
-    remedy = "install the package instead of putting its folder on the path"
-    assert ["warning", "opentelemetry_logs_exporter", remedy] in found
+    return json.loads(finished.stdout)
 
 
-def test_threads_of_a_tried_step_do_not_stay():
-    """After a healthy look nothing of ours runs on."""
+SHOW = "import json; print(json.dumps([(f.level, f.subject) for f in examine({})]))"
+
+
+def test_missing_entry_points_and_a_missing_extra_are_found(tmp_path):
+    """A plug-in that no variable can name is a warning; the extra is only needed by the bridge."""
+    script = f"""
+import importlib.metadata, importlib.util
+from otel_tbot.cli.doctor import examine
+importlib.metadata.entry_points = lambda **_: ()
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "uvicorn" else find_spec(name)
+{SHOW}
+"""
+    found = run_python(script, tmp_path)
+    usual = [(finding.level, finding.subject) for finding in examine({})]
+
+    assert {("warning", "exporter plug-ins"), ("note", "extra `bridge`")} <= {tuple(row) for row in found}
+    assert ("ok", "exporter plug-ins") in usual
+    assert ("note", "extra `bridge`") not in usual
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_missing_bytecode_is_a_warning_if_it_cannot_be_written(is_writable, tmp_path):
+    """Each start would compile again; if the next start writes it, there is nothing to say."""
+    if os.geteuid() == 0 and not is_writable:
+        script = "sys.dont_write_bytecode = True"
+    else:
+        script = ""
+        (tmp_path / "cache").mkdir(mode=0o755 if is_writable else 0o555)
+    script += f"\nsys.pycache_prefix = {str(tmp_path / 'cache')!r}\nfrom otel_tbot.cli.doctor import examine\n"
+    found = run_python(script + SHOW, tmp_path)
+
+    assert is_writable == (["warning", "bytecode"] not in found)
+
+
+def test_threads_of_a_trial_do_not_stay():
+    """After a healthy trial no thread of ours runs on."""
     with OtlpHttpServer() as server:
-        examine(ON | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
+        examine(ON | {f"{OTLP}_ENDPOINT": server.url})
 
-    assert not [thread for thread in threading.enumerate() if thread.name == "otel-tbot"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("otel-tbot")]

@@ -5,11 +5,10 @@ import signal
 
 import pytest
 
-from otel_tbot.cli.output import has_colours, to_row, to_shown_url
+from otel_tbot.cli.output import has_colours, to_row
 from tests.support.commands import ON, run_command, run_in_shell, run_on_terminal
 from tests.support.servers import OtlpHttpServer, refusing_port
 
-CANARY = "canary-84ba"
 DISK_FULL = "the result cannot be written to stdout: No space left on device"
 
 
@@ -157,30 +156,6 @@ def test_an_argument_that_is_not_text_is_shown_escaped():
 
     assert 2 == finished.returncode
     assert finished.stderr.startswith("otel-tbot: preview: /x\\udcff: cannot be read (No such file or directory)")
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://c:4318", "http://c:4318"),
-        ("http://c:4318/", "http://c:4318"),
-        ("http://c:4318/v1/logs", "http://c:4318/v1/logs"),
-        ("https://c/v1/traces", "https://c/v1/traces"),
-        ("https://[::1]:4318/v1/logs", "https://[::1]:4318/v1/logs"),
-        ("c:4317", "c:4317"),
-        (f"http://{CANARY}:{CANARY}@c:4318/v1/logs", "http://c:4318/v1/logs"),
-        (f"http://c:4318/{CANARY}", "http://c:4318/…"),
-        (f"http://c:4318/{CANARY}/v1/logs", "http://c:4318/…"),
-        (f"http://c:4318/v1/logs/{CANARY}", "http://c:4318/…"),
-        (f"http://c:4318/v1/logs?x={CANARY}", "http://c:4318/v1/logs"),
-        (f"http://c:4318?x={CANARY}", "http://c:4318"),
-        (f"http://c:4318/#{CANARY}", "http://c:4318"),
-        (f"{CANARY}@c:4317", "c:4317"),
-    ],
-)
-def test_of_a_url_only_host_port_and_known_paths_are_shown(url, shown):
-    """User info, query, fragment and any other path may hold a secret."""
-    assert shown == to_shown_url(url)
 
 
 def test_a_row_wraps_its_text_next_to_its_name_or_below_it():

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from otel_tbot.event import ATTRIBUTES
-from otel_tbot.otlp.client import to_json
+from otel_tbot.otlp.encoding import to_json
 from tests.support.commands import ON, run_command, run_on_terminal
 from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
 
