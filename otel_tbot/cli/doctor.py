@@ -41,6 +41,7 @@ OLDEST_TBOT: Final = (12, 1)
 """The first version that reports its start."""
 
 _STEP_SECONDS: Final = 5.0
+_RELAY_SECONDS: Final = 20.0
 _FEW_MS: Final = 60
 _MANY_SECONDS: Final = 1000
 _EXPORT_TIMEOUT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_TIMEOUT"
@@ -317,7 +318,23 @@ def _examine_destination(environ: Mapping[str, str], config: OtlpConfig) -> Iter
         yield Finding(level="note", subject="relay", text=text)
         yield _AddressTrial(address).run()
     elif config.endpoint:
+        yield _try_relay(environ, config)
         yield _CollectorTrial(config).run()
+
+
+def _try_relay(environ: Mapping[str, str], config: OtlpConfig) -> Finding:
+    """Starts the relay that `run` would start, and asks it whether it could send; it sends nothing."""
+    from otel_tbot.relay.probe import probe_relay
+
+    result = probe_relay(environ, timeout_seconds=_RELAY_SECONDS)
+    if isinstance(result, str):
+        remedy = "correct this; until then `otel-tbot run` starts tbot without a relay, and its event is lost"
+        return Finding(level="problem", subject="relay", text=f"cannot be used: {result}", remedy=remedy)
+    if result > config.timeout_seconds / 2:
+        text = f"takes most of the {config.timeout_seconds:g} s that a one-shot tbot waits, so events may be lost"
+        remedy = f"raise {settings.TIMEOUT.name}, give it more CPU, or compile bytecode (--compile-bytecode)"
+        return Finding(level="warning", subject="relay", text=text, remedy=remedy, seconds=result)
+    return Finding(level="ok", subject="relay", text="starts, and could send an event", seconds=result)
 
 
 class _Trial(ABC):

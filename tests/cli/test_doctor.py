@@ -12,7 +12,8 @@ import otel_tbot
 from otel_tbot import settings
 from otel_tbot.cli.doctor import LEVELS, Finding, examine, is_healthy, to_text
 from tests.support.bridge_process import BridgeProcess
-from tests.support.commands import ON, run_command, run_on_terminal
+from tests.support.commands import ON, run_command, run_in_shell, run_on_terminal
+from tests.support.processes import LAUNCHER, Launch
 from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, raw_server, refusing_port, silent_server
 
 CANARY = "canary-3f0a"
@@ -253,6 +254,44 @@ def test_the_address_is_examined_if_one_is_set():
     assert ("problem", "check its path: a bridge with a path prefix serves no other") == (wrong.level, wrong.remedy)
     assert f"{bridge.url}/… does not accept reports: HTTP status 404" in wrong.text
     assert not collector.requests + unused.requests
+
+
+def test_a_real_relay_is_started_and_asked():
+    """It takes some time, sends nothing, and leaves no process; with telemetry off none is started."""
+    with OtlpHttpServer() as collector:
+        launch = Launch({**ON, f"{OTLP}_ENDPOINT": collector.url, "PATH": "/usr/bin:/bin"})
+        finished = launch.run(["--json"], launcher=(LAUNCHER[0], "doctor"))
+        relay = find([Finding(**f) for f in json.loads(finished.stdout)["findings"]], "relay")
+
+    assert ("ok", "starts, and could send an event") == (relay.level, relay.text)
+    assert relay.seconds > 0
+    assert [[]] == [request.session_ids for request in collector.requests]
+    launch.wait_for_end()
+    assert not [finding for finding in examine({}) if finding.subject == "relay"]
+
+
+def test_a_relay_that_cannot_start_is_a_problem():
+    """With too few open files allowed, the reason is there, and what it means for the event."""
+    with OtlpHttpServer() as collector:
+        environ = {f"{OTLP}_ENDPOINT": collector.url, f"{OTLP}_PROTOCOL": "http/protobuf"}
+        script = 'ulimit -n 8; exec "$OTEL_TBOT" doctor --json'
+        report = json.loads(run_in_shell(script, **environ, **ON).stdout)
+    relay = find([Finding(**finding) for finding in report["findings"]], "relay")
+
+    assert "problem" == relay.level
+    assert relay.text.startswith("cannot be used: the limit of open files must be at least ")
+    assert relay.remedy
+
+
+def test_a_slow_relay_is_a_warning():
+    """A relay that needs more than half of the limit gets a warning that names the variable."""
+    with OtlpHttpServer() as collector:
+        findings = examine(ON | {f"{OTLP}_ENDPOINT": collector.url, "OTEL_TBOT_TIMEOUT": "61", "PATH": ""})
+    relay = find(findings, "relay")
+
+    assert "warning" == relay.level
+    assert "takes most of the 0.061 s that a one-shot tbot waits, so events may be lost" == relay.text
+    assert "raise OTEL_TBOT_TIMEOUT" in relay.remedy
 
 
 def answer_with(response):

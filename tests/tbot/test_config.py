@@ -148,7 +148,7 @@ def test_the_event_holds_nothing_else_of_a_file():
 
 # Bad files, with the line, and what the error has to say.
 BAD = {
-    "not valid YAML; fix this line": (f"version: v2\nonboarding: [{CANARY}\n", 3, "not valid YAML; fix this line"),
+    "invalid YAML": (f"version: v2\nonboarding: [{CANARY}\n", 3, "not valid YAML; fix this line"),
     "a tab": (f"version: v2\n\t{CANARY}: x", 2, "not valid YAML; fix this line"),
     "an unknown alias": (f"version: v2\nx: *{CANARY}", 2, "an alias of an unknown anchor"),
     "an alias of itself": ("version: v2\nx: &a\n  - *a", 3, "an alias of an unknown anchor, or of itself"),
@@ -181,7 +181,7 @@ BAD = {
     "a key twice": (f"version: v2\noneshot: true\noneshot: {CANARY}", 3, "duplicate key; remove one"),
     "two kinds in v1": (f"destinations:\n - {{app: {CANARY}, database: {{}}}}", 2, "must have at most one of"),
     "a merge of a text": (f"version: v2\n<<: {CANARY}", 2, "<<: must be a map"),
-    "a join URI that is none": (f"version: v2\njoin_uri: https://{CANARY}", 2, "not a join URI"),
+    "an invalid join URI": (f"version: v2\njoin_uri: https://{CANARY}", 2, "not a join URI"),
     "a control character": (f"version: v2\nx: {CANARY}\x07", 2, "control character"),
     "deep": ("version: v2\nx: " + "[" * 70 + CANARY, 2, "nested deeper than 64"),
     "very deep": ("{a: " * 100_000, 1, "nested deeper than 64"),
@@ -200,7 +200,7 @@ def test_a_bad_file_is_an_error_with_file_line_and_remedy(text, line, rule):
     assert rule in message
     assert CANARY not in message
     assert "\n" not in message
-    assert (2, line, "tbot.yaml") == (raised.value.exit_status, raised.value.line, raised.value.place)
+    assert (2, line, "tbot.yaml") == (raised.value.exit_status, raised.value.line, raised.value.source)
 
 
 def test_aliases_that_explode_are_refused_at_once():
