@@ -222,7 +222,8 @@ def test_a_refused_or_unreachable_collector_is_status_1():
     line = "otel-tbot: emit: the event was not delivered: {}; run `otel-tbot doctor` to see why\n"
     assert (1, "", line.format("refused")) == (refused.returncode, refused.stdout, refused.stderr)
     assert (1, "") == (unreachable.returncode, unreachable.stdout)
-    assert unreachable.stderr.startswith("otel-tbot: emit: warning: OTEL_EXPORTER_OTLP_HEADERS: entry 1: must be name=value")
+    warning = "otel-tbot: emit: warning: OTEL_EXPORTER_OTLP_HEADERS: entry 1: must be name=value"
+    assert unreachable.stderr.startswith(warning)
     assert unreachable.stderr.endswith(line.format("unreachable"))
     assert CANARY not in unreachable.stderr
 

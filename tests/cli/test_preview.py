@@ -173,7 +173,8 @@ def test_preview_names_malformed_settings():
     finished = run_command("preview", OTEL_EXPORTER_OTLP_ENDPOINT=CANARY, OTEL_EXPORTER_OTLP_COMPRESSION="deflate")
     first, second = finished.stderr.splitlines()
 
-    assert first.startswith("otel-tbot: preview: warning: OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or https:// URL")
+    warning = "otel-tbot: preview: warning: OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or https:// URL"
+    assert first.startswith(warning)
     assert second.endswith("would send this to no endpoint: it is malformed; see `otel-tbot doctor`")
     assert CANARY not in finished.stderr
 
