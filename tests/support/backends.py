@@ -46,11 +46,15 @@ class Backend(ABC):
                     stderr=log,
                     env={"HOME": "/nonexistent"},
                 )
-            poll_until(
-                lambda: self._is_ready() or self._process.poll() is not None,
-                waiting_for=f"{self.name} to be ready",
-                deadline_seconds=180,
-            )
+            try:
+                poll_until(
+                    lambda: self._is_ready() or self._process.poll() is not None,
+                    waiting_for=f"{self.name} to be ready",
+                    deadline_seconds=180,
+                )
+            except BaseException:
+                self.__exit__()
+                raise
             if self._process.poll() is None:
                 return self
         raise AssertionError((self._folder / "log").read_text()[-4000:])

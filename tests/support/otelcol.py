@@ -54,10 +54,14 @@ class OtelcolProcess:
         """Starts it and waits until it is ready; returns False if it ended instead, for example if a port is taken."""
         with self._log_path.open("w") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self.environ)
-        poll_until(
-            lambda: "Everything is ready" in self.log() or self._process.poll() is not None,
-            waiting_for="the collector to be ready",
-        )
+        try:
+            poll_until(
+                lambda: "Everything is ready" in self.log() or self._process.poll() is not None,
+                waiting_for="the collector to be ready",
+            )
+        except BaseException:
+            self.kill()
+            raise
         return self._process.poll() is None
 
     @property
