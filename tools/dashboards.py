@@ -157,8 +157,8 @@ class _Target(Dataquery, Builder[Dataquery]):
     def build(self) -> Dataquery:
         return self
 
-    @override
     def to_json(self) -> dict[str, object]:
+        """Returns what the SDK's encoder writes."""
         return {"refId": self.ref_id, **self.body}
 
 

@@ -88,6 +88,7 @@ def test_the_page_shows_how_often_each_version_started(view, page):
     page.wait_for_function("document.body.innerText.includes('\"tbot.version\":')", timeout=60_000)
     text = page.inner_text("body")
     rows = dict(re.findall(r'\{"starts":"(\d+)","tbot.version":"(.+?)"\}', text))
+    # VIEW_PICTURE=docs/pictures/view.png draws the picture of the docs again.
     if picture := os.environ.get("VIEW_PICTURE"):
         page.wait_for_timeout(2000)
         page.screenshot(path=picture)
