@@ -10,6 +10,7 @@ import requests
 import yaml
 
 from tests.bridge.test_bridge import environ_of, post
+from tests.repository.test_packaging import PROJECT
 from tests.support.bridge_process import BridgeProcess
 from tests.support.checkout import ROOT, skip_or_fail
 from tests.support.servers import OtlpHttpServer
@@ -19,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command, **options):
-    """A command, to its end."""
+    """Runs a command to its end."""
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
@@ -32,7 +33,7 @@ def run(*command, **options):
     ],
 )
 def test_files_keep_to_their_schemas(schema, name):
-    """Compose and GitHub Actions, by the schemas that their makers publish; an unknown key would be found."""
+    """Compose and GitHub Actions files follow the published schemas, which refuse an unknown key."""
     finished = run(BIN / "check-jsonschema", "--builtin-schema", schema, ROOT / name)
 
     assert 0 == finished.returncode, finished.stdout
@@ -126,6 +127,15 @@ def test_the_image_runs_as_a_user_without_rights():
     assert ":latest" not in text
     assert '"/opt/otel-tbot/bin/otel-tbot"' in text
     assert ["${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}"] == re.findall(r"^FROM (.+)$", text, re.MULTILINE)
+
+
+def test_every_extra_that_is_installed_exists():
+    """What the files install with pip are extras of the package."""
+    texts = [path.read_text() for path in DEPLOY.iterdir() if path.is_file()]
+    extras = set(re.findall(r"otel-tbot\[(\w+)\]", "".join(texts)))
+
+    assert extras
+    assert extras <= set(PROJECT["optional-dependencies"])
 
 
 def test_every_file_is_in_the_list():
