@@ -7,7 +7,7 @@ would double the time. If anything fails here, the command is still executed.
 import os
 import sys
 
-from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, SDK_DISABLED_VARIABLE, is_granted
+from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, is_granted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
 
 def _redirect_report() -> None:
     """Sets the address variable to a new relay, or to an address that never answers; keeps an address that is set."""
-    if not is_granted({**os.environ, SDK_DISABLED_VARIABLE: ""}):
+    if not is_granted({CONSENT_VARIABLE: os.environ[CONSENT_VARIABLE]}):
         return
     is_off = not is_granted(os.environ)
     if os.environ.get(ADDRESS_VARIABLE):
@@ -147,13 +147,13 @@ def _listen(environ: "Mapping[str, str]") -> str:
         listener.listen(16)
         # Other local users can find the port. They cannot guess this path, so they cannot report in tbot's name.
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{os.urandom(16).hex()}"
-        # The path is in the environment and never in the arguments, which every user can read.
+        # Entries and address are in the environment and never in the arguments, which every user can read.
         path = _list_import_path()
-        entries = {f"{PATH_VARIABLE}{number}": entry for number, entry in enumerate(path)}
-        variables = {**environ, **entries, ADDRESS_VARIABLE: address}
+        variables = {f"{PATH_VARIABLE}{number}": entry for number, entry in enumerate(path)}
+        variables[ADDRESS_VARIABLE] = address
         command = [sys.executable, *_list_interpreter_options(environ), "-c", _START_RELAY, str(len(path))]
         for watch in (WATCH_FD, WATCH_PID):
-            if _fork_relay(listener.fileno(), null_fd, watch, command, variables):
+            if _fork_relay((listener.fileno(), null_fd), watch, command, environ, variables):
                 return address
         raise NoRelayError("its process was killed")
     finally:
@@ -161,7 +161,9 @@ def _listen(environ: "Mapping[str, str]") -> str:
         os.close(null_fd)
 
 
-def _fork_relay(listener_fd: int, null_fd: int, watch: str, command: list[str], environ: "Mapping[str, str]") -> bool:
+def _fork_relay(
+    fds: tuple[int, int], watch: str, command: list[str], environ: "Mapping[str, str]", variables: dict[str, str]
+) -> bool:
     """Starts the relay as a grandchild; returns whether it was started, and False if a signal prevented that.
 
     tbot would see a child in its own waits, and a child that ends would stay a zombie. The pidfd is opened behind the
@@ -179,7 +181,8 @@ def _fork_relay(listener_fd: int, null_fd: int, watch: str, command: list[str], 
                 except (AttributeError, OSError):  # not Linux, or an old kernel, or a sandbox
                     watch = WATCH_PID
             if os.fork() == 0:
-                _exec_relay(listener_fd, command_fd, null_fd, [*command, watch, str(command_pid)], environ)
+                _keep_only(*fds, command_fd)
+                os.execve(sys.executable, [*command, watch, str(command_pid)], {**environ, **variables})
             os._exit(0)
         finally:
             os._exit(1)
@@ -194,10 +197,8 @@ def _fork_relay(listener_fd: int, null_fd: int, watch: str, command: list[str], 
     return True
 
 
-def _exec_relay(
-    listener_fd: int, command_fd: int, null_fd: int, command: list[str], environ: "Mapping[str, str]"
-) -> "NoReturn":
-    """Replaces this process by the relay, which inherits the listener and the command's pidfd, and nothing else."""
+def _keep_only(listener_fd: int, null_fd: int, command_fd: int) -> None:
+    """Leaves the relay its own descriptors, under the numbers that it expects, and no signal blocked."""
     import _signal  # type: ignore[import-not-found]  # see __main__
 
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
@@ -208,7 +209,6 @@ def _exec_relay(
     if command_fd >= 0:
         os.dup2(command_fd, COMMAND_FD)
     _close_from(COMMAND_FD + (command_fd >= 0))
-    os.execve(sys.executable, command, environ)
 
 
 def _list_interpreter_options(environ: "Mapping[str, str]") -> list[str]:
@@ -232,14 +232,9 @@ def _list_import_path() -> list[str]:
         working_directory = os.getcwd()
     except OSError:  # it was removed
         working_directory = ""
-    package_parent = os.path.dirname(os.path.dirname(__file__))
-    entries = [os.path.normpath(os.path.join(working_directory, entry)) for entry in (*sys.path, package_parent)]
-    last = len(sys.path)
-    return [
-        entry
-        for number, entry in enumerate(entries)
-        if os.path.isabs(entry) and (entry != working_directory or number == last)
-    ]
+    entries = [os.path.join(working_directory, entry) for entry in sys.path if entry]
+    package_parent = os.path.join(working_directory, os.path.dirname(os.path.dirname(__file__)))
+    return [*(entry for entry in entries if os.path.normpath(entry) != working_directory), package_parent]
 
 
 def _dup_above(fd: int, last_fd: int) -> int:
