@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from otel_tbot.cli.output import get_width, print_message, print_result, style, to_row
+from otel_tbot.cli.output import get_width, print_message, print_result, style, to_paragraph, to_row
 from otel_tbot.consent import ADDRESS_VARIABLE, CONSENT_VARIABLE, SDK_DISABLED_VARIABLE
 
 _FAKE_TBOT: Final = (sys.executable, "-P", "-m", "otel_tbot.tbot.fake", "start", "--oneshot")
@@ -80,7 +80,8 @@ def show_demo(command: Sequence[str]) -> int:
     is_fake = not command
     if is_fake:
         command = _FAKE_TBOT
-        print_result("No command was given after --, so a fake tbot is started. It speaks tbot's protocol.")
+        text = "No command was given, so a fake tbot is started. It speaks tbot's protocol."
+        print_result(to_paragraph(text, width=get_width()))
     print_result("\n  tbot ─► otel-tbot run ─► OTLP ─► collector")
 
     with_consent = f"{CONSENT_VARIABLE}=1 otel-tbot run -- {name}"
@@ -91,7 +92,7 @@ def show_demo(command: Sequence[str]) -> int:
         collector.has_request.wait(_ARRIVAL_SECONDS)
         collector.shutdown()
         requests = list(collector.requests)
-    print_result(f"  The command ended with status {status}. The collector received {_count(requests)}.")
+    _print_text(f"The command ended with status {status}. The collector received {_count(requests)}.")
     for request in requests:
         _print_request(request)
     found = _print_search(requests, planted) if requests else []
@@ -101,7 +102,7 @@ def show_demo(command: Sequence[str]) -> int:
         status = _run(command, collector.endpoint, consent=None, planted=planted)
         collector.shutdown()
         unwanted = list(collector.requests)
-    print_result(f"  The command ended with status {status}. The collector received {_count(unwanted)}.")
+    _print_text(f"The command ended with status {status}. The collector received {_count(unwanted)}.")
 
     if is_fake:
         _print_title(3, "Telemetry is on, but there is no collector", with_consent)
@@ -110,15 +111,12 @@ def show_demo(command: Sequence[str]) -> int:
             began = time.monotonic()
             status = _run(command, f"http://127.0.0.1:{refusing.getsockname()[1]}", consent="1", planted=planted)
             seconds = time.monotonic() - began
-        print_result(f"  The command ended with status {status} after {seconds:.1f} s: tbot starts all the same.")
+        _print_text(f"The command ended with status {status} after {seconds:.1f} s: tbot starts all the same.")
 
     if len(requests) == 1 and not unwanted and not found:
-        print_result(
-            style("\nThis is everything that otel-tbot sends, and it sends it only with your consent.", "good")
-        )
-        print_result(
-            "Next: `otel-tbot preview` shows the event of your own tbot, `otel-tbot doctor` checks your settings."
-        )
+        print_result(style("\nThis is all that otel-tbot sends, and only with your consent.", "good"))
+        next_steps = "Next: `otel-tbot preview` for your own tbot, `otel-tbot doctor` for your settings."
+        print_result(to_paragraph(next_steps, width=get_width()))
         return 0
     message = "expected one request, and then none; is the command a tbot of version 12.1 or later?"
     if found:
@@ -145,6 +143,10 @@ def _run(command: Sequence[str], endpoint: str, *, consent: str | None, planted:
 def _print_title(number: int, text: str, command: str) -> None:
     print_result(style(f"\n{number}. {text}", "strong"))
     print_result(f"{style('  $', 'quiet')} {command}\n")
+
+
+def _print_text(text: str) -> None:
+    print_result("  " + to_paragraph(text, width=get_width() - 2, indent="  "))
 
 
 def _print_heading(text: str) -> None:
@@ -179,7 +181,8 @@ def _print_request(request: _Request) -> None:
         _print_row(attribute["key"], value)
     _print_heading("Its scope")
     _print_row(scope_logs["scope"]["name"], scope_logs["scope"]["version"])
-    print_result("\n  The session.id is random: it is made for this one start and never used again.")
+    print_result("")
+    _print_text("The session.id is random: it is made for this one start and never used again.")
 
 
 def _print_search(requests: Sequence[_Request], planted: str) -> list[str]:

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         return end.exit_code
     except click.UsageError as error:
         message = describe_usage_error(error, cli.commands.get(name, cli), own)
-        output.print_message(name, f"{message}; see `{' '.join(filter(None, (PROGRAM, name)))} --help`")
+        hint = f"see `{' '.join(filter(None, (PROGRAM, name)))} --help`"
+        output.print_message(name, f"{message} {hint.capitalize()}" if message.endswith("?") else f"{message}; {hint}")
         return 2
     except OtelTbotError as error:
         output.print_message(name, str(error))

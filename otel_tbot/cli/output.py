@@ -83,12 +83,17 @@ def to_output_error(error: OSError) -> OutputError:
 
 
 def print_message(command: str, text: str) -> None:
-    """Prints *text* to stderr after the names of program and *command*; does nothing if that fails."""
-    prefix = f"otel-tbot: {command}" if command else "otel-tbot"
+    """Prints *text* to stderr after the names of program and *command*; does nothing if that fails.
+
+    It is one line, except on a terminal, where words are not broken at the right margin.
+    """
+    line = f"otel-tbot: {command}: {text}" if command else f"otel-tbot: {text}"
     encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
     try:
+        if os.isatty(2):
+            line = to_paragraph(line, width=os.get_terminal_size(2).columns, indent="  ")
         # Not through sys.stderr: what it cannot write, it would try to write again at the end.
-        os.write(2, f"{_to_encodable(f'{prefix}: {text}', encoding)}\n".encode(encoding))
+        os.write(2, f"{_to_encodable(line, encoding)}\n".encode(encoding))
     except OSError:
         pass
 
@@ -110,6 +115,14 @@ def is_terminal() -> bool:
 def get_width() -> int:
     """Returns the number of columns to fill: those of the terminal, within bounds that suit prose."""
     return max(_MIN_WIDTH, min(shutil.get_terminal_size().columns, MAX_WIDTH))
+
+
+def to_paragraph(text: str, *, width: int, indent: str = "") -> str:
+    """Returns *text* wrapped between words, with *indent* before all lines but the first. Pure."""
+    width = max(width, _MIN_WIDTH)
+    return textwrap.fill(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def to_row(name: str, text: str, *, column: int, indent: str = "  ", width: int) -> str:

@@ -1,12 +1,11 @@
 """Converts a `TbotStart` to the request that would carry it, as a table or as OTLP/JSON, without sending anything."""
 
 import json
-import textwrap
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from otel_tbot.cli.output import style, to_row
+from otel_tbot.cli.output import style, to_paragraph, to_row
 from otel_tbot.event import ATTRIBUTES, EVENT_NAME, TbotStart
 from otel_tbot.otlp.config import OtlpConfig
 from otel_tbot.otlp.encoding import encode_request, to_json
@@ -46,7 +45,7 @@ class Preview:
         lines += ["", style("Nothing was sent", "strong"), to_row("telemetry", state, column=column, width=width)]
         lines += [to_row("emit would send it", self.destination, column=column, width=width)]
         hint = "The session.id is random: each start of tbot has another one. --json shows the exact request."
-        lines += ["", textwrap.fill(hint, width)]
+        lines += ["", to_paragraph(hint, width=width)]
         return "\n".join(lines)
 
 

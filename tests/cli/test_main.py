@@ -67,16 +67,16 @@ USAGE = {
     "run without a command": (("run",), "run: no command given; use `otel-tbot run -- COMMAND [ARG...]`"),
     "run with an empty command": (("run", "--"), "run: no command given; use `otel-tbot run -- COMMAND [ARG...]`"),
     "run with an option": (("run", "--x", "--", "true"), "run: argument 2: unknown option; see `otel-tbot run --help`"),
-    "a mistyped command": (("runs",), "unknown command; did you mean run?; see `otel-tbot --help`"),
+    "a mistyped command": (("runs",), "unknown command; did you mean run? See `otel-tbot --help`"),
     "an unknown command": ((CANARY,), "unknown command; see `otel-tbot --help`"),
     "an unknown option": ((f"--{CANARY}",), "argument 1: unknown option; see `otel-tbot --help`"),
     "a mistyped option": (
         ("emit", "--onshot"),
-        "emit: argument 2: unknown option; did you mean --oneshot?; see `otel-tbot emit --help`",
+        "emit: argument 2: unknown option; did you mean --oneshot? See `otel-tbot emit --help`",
     ),
     "a mistyped option with a value": (
         ("emit", f"--join-methods={CANARY}"),
-        "emit: argument 2: unknown option; did you mean --join-method?; see `otel-tbot emit --help`",
+        "emit: argument 2: unknown option; did you mean --join-method? See `otel-tbot emit --help`",
     ),
     "an option that holds a secret": (
         ("emit", f"--token{CANARY}"),
