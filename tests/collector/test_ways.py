@@ -106,7 +106,7 @@ def test_the_json_of_a_preview_is_the_same_record_as_over_protobuf(signal, colle
     assert 200 == response.status_code
     posted = request_of(collector, session_of(json.loads(printed)))
     before = len(collector.requests())
-    assert "the collector has accepted the event\n" == run("emit")
+    assert "the collector accepted the event\n" == run("emit")
     emitted = poll_until(lambda: collector.requests()[before:], waiting_for="the emitted event")[0]
 
     assert without_ids_and_times(posted) == without_ids_and_times(emitted)

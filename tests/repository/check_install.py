@@ -14,8 +14,7 @@ from otel_tbot import __version__
 from tests.support.checkout import ROOT
 from tests.support.servers import OtlpHttpServer
 
-EXTRAS = ("", "[relay]", "[config]")
-RELAY_ALONE = ("httptools", "uvicorn", "yaml")
+EXTRAS = ("", "[bridge]", "[config]")
 ON = {"TELEPORT_ANONYMOUS_TELEMETRY": "1", "OTEL_TBOT_TIMEOUT": "60000"}
 
 EMIT = """
@@ -65,7 +64,7 @@ class Environment:
         )
 
 
-@pytest.fixture(scope="module", params=EXTRAS, ids=["base", "relay", "config"])
+@pytest.fixture(scope="module", params=EXTRAS, ids=["base", "bridge", "config"])
 def installed(request, tmp_path_factory):
     """The wheel, with each extra alone: (extra, environment)."""
     return request.param, Environment(tmp_path_factory.mktemp("install"), request.param)
@@ -77,7 +76,7 @@ def test_what_is_installed_fits_together(installed):
 
     assert "No broken requirements found." in environment.run("python", "-m", "pip", "check").stdout
     assert f"otel-tbot {__version__}\n" == environment.run("otel-tbot", "--version").stdout
-    assert "usage: otel-tbot" in environment.run("otel-tbot", "--help").stdout
+    assert "Usage: otel-tbot" in environment.run("otel-tbot", "--help").stdout
 
 
 def test_the_library_needs_no_extra(installed):
@@ -92,48 +91,44 @@ def test_the_library_needs_no_extra(installed):
     assert ("accepted\n", 1) == (on.stdout, len(server.requests))
 
 
-def test_run_starts_its_command_with_and_without_the_relay(installed):
-    """Without the extra one line says how to get it; the command runs all the same."""
-    extra, environment = installed
+def test_run_and_the_commands_need_no_extra(installed):
+    """`run` starts its command with a relay, `emit` delivers, and `preview` prints a request."""
+    _, environment = installed
     finished = environment.run("otel-tbot", "run", "--", "sh", "-c", "exit 7", status=7, **ON)
+    with OtlpHttpServer() as server:
+        emitted = environment.run("otel-tbot", "emit", OTEL_EXPORTER_OTLP_ENDPOINT=server.url, **ON)
 
-    line = (
-        "otel-tbot: run: no relay (it needs the extra `relay`: pip install 'otel-tbot[relay]'); the event is not sent\n"
-    )
-    assert ("" if extra == "[relay]" else line) == finished.stderr
+    assert "" == finished.stderr
+    assert ("the collector accepted the event\n", 1) == (emitted.stdout, len(server.requests))
+    assert ["resourceLogs"] == list(json.loads(environment.run("otel-tbot", "preview").stdout))
 
 
-@pytest.mark.parametrize("command", ["emit", "preview", "demo", "bridge"])
-def test_commands_that_need_the_relay_say_so(installed, command):
-    """Without it, status 2 and the remedy; with it, help and preview work."""
+def test_only_the_bridge_needs_an_extra(installed):
+    """Without it, status 2 and the remedy; with it, the bridge gets as far as its own checks."""
     extra, environment = installed
-    if extra == "[relay]":
-        assert all(environment.has(module) for module in RELAY_ALONE)
-        assert f"usage: otel-tbot {command}" in environment.run("otel-tbot", command, "--help").stdout
-        return
-    finished = environment.run("otel-tbot", command, status=2, **ON)
+    finished = environment.run("otel-tbot", "bridge", status=2, TELEPORT_ANONYMOUS_TELEMETRY="0")
 
-    assert f"otel-tbot: {command}: needs the extra `relay`: pip install 'otel-tbot[relay]'\n" == finished.stderr
-    assert not any(environment.has(module) for module in ("httptools", "uvicorn"))
+    line = "otel-tbot: bridge: needs the extra `bridge`; run pip install 'otel-tbot[bridge]'\n"
+    assert (extra != "[bridge]") == (line == finished.stderr)
+    assert (extra == "[bridge]") == environment.has("uvicorn")
 
 
 def test_doctor_says_what_is_installed(installed):
-    """A missing extra is a problem, and the plug-ins are registered."""
+    """A missing extra is a note, and the plug-ins are registered."""
     extra, environment = installed
     findings = json.loads(environment.run("otel-tbot", "doctor", "--json").stdout)["findings"]
     levels = {finding["subject"]: finding["level"] for finding in findings}
 
-    assert ("problem" if extra != "[relay]" else None) == levels.get("extra relay")
-    assert "ok" == levels["opentelemetry_logs_exporter"] == levels["opentelemetry_traces_exporter"]
+    assert ("note" if extra != "[bridge]" else None) == levels.get("extra `bridge`")
+    assert "ok" == levels["exporter plug-ins"]
 
 
 def test_demo_shows_the_whole_way(installed):
-    """With the extra `relay`, the demo's first start brings one record and its second nothing."""
-    extra, environment = installed
-    status = 0 if extra == "[relay]" else 2
-    shown = environment.run("otel-tbot", "demo", status=status).stdout
+    """The demo's first start sends one record and its second nothing, whatever the extra."""
+    _, environment = installed
+    shown = environment.run("otel-tbot", "demo").stdout
 
-    assert (status == 0) == ("That is all that otel-tbot sends, and only when you say so." in shown)
+    assert "This is all that otel-tbot sends, and only with your consent." in shown
 
 
 def test_declarative_configuration_needs_its_extra(installed, tmp_path):
