@@ -8,30 +8,22 @@ a request of which everything was rejected, read credentials and proxies elsewhe
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.version import __version__ as sdk_version
 
-from otel_tbot.otlp.result import Result
+from otel_tbot.errors import OtelTbotError
+from otel_tbot.otlp.result import Result, parse_http_response, parse_protobuf
+from otel_tbot.outcome import Outcome
 
 if TYPE_CHECKING:
+    import ssl
+
     from otel_tbot.otlp.config import OtlpConfig
+    from otel_tbot.settings import Endpoint
 
 _USER_AGENT: Final = f"OTel-OTLP-Exporter-Python/{sdk_version}"
 """That of OpenTelemetry's own exporters: it says of the sender what telemetry.sdk.* says in the request."""
-
-
-class Transport(Protocol):
-    """One connection, made when it is needed, over which requests go one after the other."""
-
-    def send(self, body: bytes, deadline: float) -> Result:
-        """Sends *body* once, and waits for the response until *deadline*, in the time of time.monotonic."""
-
-    def abandon(self) -> None:
-        """Ends a `send` that another thread is in."""
-
-    def close(self) -> None:
-        """Closes the connection."""
 
 
 class OtlpClient:
@@ -44,7 +36,11 @@ class OtlpClient:
     """
 
     def __init__(self, config: "OtlpConfig", *, has_threads: bool = True) -> None:
-        self._transport = _build_transport(config, has_threads=has_threads)
+        if config.endpoint is None:
+            raise OtelTbotError("; ".join(config.warnings))
+        # Each transport is imported only if it is used: gRPC alone costs as much as everything else.
+        build = _GrpcExchange if config.protocol == "grpc" else _HttpExchange
+        self._exchange = build(config, config.endpoint, has_threads=has_threads)
 
     def send(self, body: bytes, *, deadline: float) -> Result:
         """Sends the serialized request *body* and returns the result, by *deadline* in the time of time.monotonic.
@@ -55,16 +51,77 @@ class OtlpClient:
         Raises:
             TlsError: a certificate file cannot be used.
         """
-        with suppress_instrumentation():
-            return self._transport.send(body, deadline)
+        try:
+            with suppress_instrumentation():
+                return self._exchange.send(body, deadline)
+        except TimeoutError as error:
+            return Result(outcome=Outcome.TIMED_OUT, status=_to_status(error))
+        except (OSError, UnicodeError) as error:
+            return Result(outcome=Outcome.UNREACHABLE, status=_to_status(error))
 
     def abandon(self) -> None:
         """Ends a `send` that another thread is in, which returns soon; the client is not used again."""
-        self._transport.abandon()
+        self._exchange.transport.abandon()
 
     def close(self) -> None:
         """Closes the connection."""
-        self._transport.close()
+        self._exchange.transport.close()
+
+
+class _HttpExchange:
+    """Requests over HTTP, and what their responses mean."""
+
+    def __init__(self, config: "OtlpConfig", endpoint: "Endpoint", *, has_threads: bool) -> None:
+        from otel_tbot.otlp.http_transport import HttpTransport
+
+        del has_threads  # waits in the thread that sends
+        self._signal = config.signal
+        self.transport: HttpTransport = HttpTransport(
+            config, endpoint, user_agent=_USER_AGENT, build_context=_build_context
+        )
+
+    def send(self, body: bytes, deadline: float) -> Result:
+        response = self.transport.send(body, deadline)
+        result = parse_http_response(response.status, response.headers, response.body, signal=self._signal)
+        if response.is_truncated:
+            return Result(outcome=Outcome.REFUSED, status=f"{result.status} with more than OTLP's response")
+        if result.outcome is not Outcome.ACCEPTED:
+            self.transport.close()
+        return result
+
+
+class _GrpcExchange:
+    """Requests over gRPC, and what their responses mean."""
+
+    def __init__(self, config: "OtlpConfig", endpoint: "Endpoint", *, has_threads: bool) -> None:
+        from otel_tbot.otlp.grpc_transport import GrpcStatusError, GrpcTransport
+        from otel_tbot.otlp.tls import read_pem_files
+
+        self._status_error = GrpcStatusError
+        self._signal = config.signal
+        self.transport: GrpcTransport = GrpcTransport(
+            config, endpoint, user_agent=_USER_AGENT, read_pem_files=read_pem_files, has_threads=has_threads
+        )
+
+    def send(self, body: bytes, deadline: float) -> Result:
+        try:
+            response = self.transport.send(body, deadline)
+        except self._status_error as error:
+            return Result(outcome=Outcome.REFUSED, status=str(error))
+        return Result(outcome=parse_protobuf(response, signal=self._signal), status="gRPC status OK")
+
+
+def _build_context(config: "OtlpConfig") -> "ssl.SSLContext":
+    # Imported only if TLS is used.
+    from otel_tbot.otlp.tls import build_context
+
+    return build_context(config)
+
+
+def _to_status(error: Exception) -> str:
+    """Returns gRPC's status, if *error* holds one; other texts can name hosts."""
+    text = str(error)
+    return text if text.startswith("gRPC status ") else ""
 
 
 @contextmanager
@@ -90,14 +147,3 @@ def suppress_instrumentation() -> Iterator[None]:
         yield
     finally:
         detach(token)
-
-
-def _build_transport(config: "OtlpConfig", *, has_threads: bool) -> Transport:
-    # Each is imported only if it is used: gRPC alone costs as much as everything else.
-    if config.protocol == "grpc":
-        from otel_tbot.otlp.grpc_transport import GrpcTransport
-
-        return GrpcTransport(config, user_agent=_USER_AGENT, has_threads=has_threads)
-    from otel_tbot.otlp.http_transport import HttpTransport
-
-    return HttpTransport(config, user_agent=_USER_AGENT)

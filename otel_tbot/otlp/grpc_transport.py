@@ -5,16 +5,14 @@ Source: OTLP specification, "OTLP/gRPC"; opentelemetry-proto, logs_service.proto
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from otel_tbot.errors import OtelTbotError
-from otel_tbot.otlp.result import Result, parse_protobuf
-from otel_tbot.outcome import Outcome
-
 if TYPE_CHECKING:
     from otel_tbot.otlp.config import OtlpConfig
+    from otel_tbot.settings import Endpoint
 
 _METHODS: Final = {
     "log": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
@@ -25,48 +23,61 @@ _COMPRESSIONS: Final = {
     "gzip": grpc.Compression.Gzip,
     "deflate": grpc.Compression.Deflate,
 }
-_OUTCOMES: Final = {
-    grpc.StatusCode.UNAVAILABLE: Outcome.UNREACHABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.TIMED_OUT,
-}
-
 _CALL_TIMEOUT_SECONDS: Final = 10
 """The timeout on the call itself, if no thread of Python's can end it. A constant, since the collector is told it."""
+
+
+class GrpcStatusError(Exception):
+    """Says with which status, other than OK, the collector responded."""
 
 
 class GrpcTransport:
     """One channel to one collector, made when it is needed.
 
+    *read_pem_files* is called for each channel over TLS, so that certificates that were replaced on disk are used.
     Without *has_threads*, because the interpreter is ending, the call waits in this thread and ends by its own timeout.
     """
 
-    def __init__(self, config: "OtlpConfig", *, user_agent: str, has_threads: bool = True) -> None:
-        if config.endpoint is None:
-            raise OtelTbotError("; ".join(config.warnings))
+    def __init__(
+        self,
+        config: "OtlpConfig",
+        endpoint: "Endpoint",
+        *,
+        user_agent: str,
+        read_pem_files: "Callable[[OtlpConfig], tuple[bytes, bytes | None, bytes | None]]",
+        has_threads: bool = True,
+    ) -> None:
         self._config = config
-        self._endpoint = config.endpoint
+        self._endpoint = endpoint
+        self._read_pem_files = read_pem_files
         self._user_agent = user_agent
         self._has_threads = has_threads and not _is_gevent()
         self._is_abandoned = False
         self._channel: grpc.Channel | None = None
         self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] | None = None
 
-    def send(self, body: bytes, deadline: float) -> Result:
-        """Sends *body* and returns the result; *deadline* is in the time of time.monotonic."""
+    def send(self, body: bytes, deadline: float) -> bytes:
+        """Sends *body* and returns the response; *deadline* is in the time of time.monotonic.
+
+        Raises:
+            TimeoutError: the deadline passed, the collector said so, or the request was abandoned.
+            ConnectionError: there is no connection, or no response.
+            GrpcStatusError: the collector responded with another status than OK.
+        """
         export = self._export = self._export or self._connect()
         try:
-            response = self._call(export, body, deadline)
+            return self._call(export, body, deadline)
         except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
-            return Result(outcome=Outcome.TIMED_OUT)
+            raise TimeoutError from None
         except grpc.RpcError as error:
             code = error.code()
-            if self._is_abandoned:
-                return Result(outcome=Outcome.TIMED_OUT)
+            if self._is_abandoned or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise TimeoutError(f"gRPC status {code.name}") from None
             if code is grpc.StatusCode.UNAVAILABLE:
                 # A channel that lost its collector would wait before it tries again, with the certificates that it has.
                 self.close()
-            return Result(outcome=_OUTCOMES.get(code, Outcome.REFUSED), status=f"gRPC status {code.name}")
-        return Result(outcome=parse_protobuf(response, signal=self._config.signal), status="gRPC status OK")
+                raise ConnectionError(f"gRPC status {code.name}") from None
+            raise GrpcStatusError(f"gRPC status {code.name}") from None
 
     def _call(self, export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]", body: bytes, deadline: float) -> bytes:
         if not self._has_threads:
@@ -107,11 +118,9 @@ class GrpcTransport:
         }
         target = f"{host}:{self._endpoint.port}"
         if self._config.is_tls:
-            from otel_tbot.otlp.tls import read_pem_files
-
             # Given, so that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH decides nothing.
             self._channel = grpc.secure_channel(
-                target, grpc.ssl_channel_credentials(*read_pem_files(self._config)), **options
+                target, grpc.ssl_channel_credentials(*self._read_pem_files(self._config)), **options
             )
         else:
             self._channel = grpc.insecure_channel(target, **options)

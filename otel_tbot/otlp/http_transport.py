@@ -10,23 +10,21 @@ Source: RFC 9112; OTLP specification, "OTLP/HTTP".
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 import httptools
 
-from otel_tbot.errors import OtelTbotError
-from otel_tbot.otlp.result import Result, parse_http_response
-from otel_tbot.outcome import Outcome
-
 if TYPE_CHECKING:
+    import ssl
+
     from otel_tbot.otlp.config import OtlpConfig
     from otel_tbot.settings import Endpoint
 
     Address = tuple[int, int, int, str, tuple[object, ...]]
 
 _MAX_RESPONSE_BYTES: Final = 64 * 1024
-"""Of a response's headers and body; OTLP's has a few bytes."""
+"""Of a response's headers and body, of which OTLP's have a few; the rest of a larger one is not read."""
 
 _MAX_INTERIM_RESPONSES: Final = 100
 _RECEIVE_BYTES: Final = 16 * 1024
@@ -37,37 +35,57 @@ _OK: Final = 200
 _TARGET_SAFE: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
-class HttpTransport:
-    """One connection to one collector, made when it is needed and kept as long as the collector keeps it."""
+class HttpResponse(NamedTuple):
+    """A response; the names of `headers` are in lower case. A truncated `body` was too large to be OTLP's."""
 
-    def __init__(self, config: "OtlpConfig", *, user_agent: str) -> None:
-        if config.endpoint is None:
-            raise OtelTbotError("; ".join(config.warnings))
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    is_truncated: bool = False
+
+
+class HttpTransport:
+    """One connection to one collector, made when it is needed and kept as long as the collector keeps it.
+
+    *build_context* is called for each connection over TLS, so that certificates that were replaced on disk are used.
+    """
+
+    def __init__(
+        self,
+        config: "OtlpConfig",
+        endpoint: "Endpoint",
+        *,
+        user_agent: str,
+        build_context: "Callable[[OtlpConfig], ssl.SSLContext]",
+    ) -> None:
         self._config = config
-        self._endpoint = config.endpoint
+        self._endpoint = endpoint
+        self._build_context = build_context
         self._compress = COMPRESSIONS[config.compression]
-        self._head = _to_head(config, self._endpoint, user_agent)
+        self._head = _to_head(config, endpoint, user_agent)
         self._connection: socket.socket | None = None
         self._is_abandoned = False
 
-    def send(self, body: bytes, deadline: float) -> Result:
-        """Sends *body* and returns the result; *deadline* is in the time of time.monotonic."""
+    def send(self, body: bytes, deadline: float) -> HttpResponse:
+        """Sends *body* and returns the response; *deadline* is in the time of time.monotonic.
+
+        Raises:
+            TimeoutError: the deadline passed, or the request was abandoned.
+            OSError: there is no connection, or no whole response of HTTP (ssl.SSLError included).
+            UnicodeError: the host is not a name.
+        """
         if self._connection is not None and _is_dropped(self._connection):
-            self._close_connection()
+            self.close()
         try:
             connection = self._connection = self._connection or self._connect(deadline)
             connection.settimeout(_remaining(deadline))
             packed = self._compress(body)
             connection.sendall(b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(packed), packed))
-            result = self._receive(connection, deadline)
-        except TimeoutError:
-            result = Result(outcome=Outcome.TIMED_OUT)
-        except (OSError, UnicodeError, httptools.HttpParserError):
-            result = Result(outcome=Outcome.UNREACHABLE)
-        if result.outcome is not Outcome.ACCEPTED:
+            return self._receive(connection, deadline)
+        except BaseException:
             # The rest of a response must not be taken for the response to the next request.
-            self._close_connection()
-        return result
+            self.close()
+            raise
 
     def abandon(self) -> None:
         """Ends a `send` that another thread is in: it returns soon. The transport is not used again."""
@@ -80,7 +98,9 @@ class HttpTransport:
 
     def close(self) -> None:
         """Closes the connection; the next `send` makes another."""
-        self._close_connection()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def connect(self, deadline: float) -> None:
         """Connects without sending anything.
@@ -95,42 +115,38 @@ class HttpTransport:
         # The name is looked up without a limit: nothing can end the C library's resolver.
         addresses = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, type=socket.SOCK_STREAM)
         connection = _connect_to_first(addresses, deadline, lambda: self._is_abandoned)
-        # From here on `abandon` can end what this thread waits for.
+        # From here on `abandon` can end what this thread waits for; before, it could only say so.
         self._connection = connection
+        if self._is_abandoned:
+            raise TimeoutError
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._config.is_tls:
             return connection
-        from otel_tbot.otlp.tls import build_context
-
-        # Read at each connection, so that certificates that were replaced on disk are the ones in use.
-        context = build_context(self._config)
+        context = self._build_context(self._config)
         connection.settimeout(_remaining(deadline))
         self._connection = context.wrap_socket(connection, server_hostname=self._endpoint.host.partition("%")[0])
         return self._connection
 
-    def _receive(self, connection: socket.socket, deadline: float) -> Result:
+    def _receive(self, connection: socket.socket, deadline: float) -> HttpResponse:
         response = _Response()
-        while not response.is_complete:
+        while not (response.is_complete or response.size_bytes > _MAX_RESPONSE_BYTES):
             connection.settimeout(_remaining(deadline))
             data = connection.recv(_RECEIVE_BYTES)
             if self._is_abandoned:
-                return Result(outcome=Outcome.TIMED_OUT)
+                raise TimeoutError
             if not data:
                 response.end()
                 break
-            response.feed(data)
-            if response.size_bytes > _MAX_RESPONSE_BYTES:
-                return Result(outcome=Outcome.REFUSED, status=f"{response.to_status()} with more than OTLP's response")
-        if not response.is_complete:
-            return Result(outcome=Outcome.UNREACHABLE)
-        if response.is_last or response.has_more:
-            self._close_connection()
-        return parse_http_response(response.status, response.headers, bytes(response.body), signal=self._config.signal)
-
-    def _close_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+            try:
+                response.feed(data)
+            except httptools.HttpParserError:
+                raise ConnectionError("not a response of HTTP") from None
+        is_truncated = response.size_bytes > _MAX_RESPONSE_BYTES and response.status >= _OK
+        if not (response.is_complete or is_truncated):
+            raise ConnectionError("not a whole response")
+        if response.is_last or response.has_more or is_truncated:
+            self.close()
+        return HttpResponse(response.status, response.headers, bytes(response.body), is_truncated)
 
 
 class _Response:
@@ -163,10 +179,6 @@ class _Response:
         is_bounded = "content-length" in names or "transfer-encoding" in names
         self.is_complete = self._has_headers and not is_bounded and bool(self.body)
         self.is_last = True
-
-    def to_status(self) -> str:
-        """The status for people."""
-        return f"HTTP status {self.status}"
 
     # Called by the parser.
 
