@@ -1,7 +1,7 @@
 """Reads which module of the package imports which, and prints the levels: `python -m tools.imports`.
 
-A level is one more than the highest level among a module's imports; one without any is on level 0.
-Imports inside functions count, imports that only type checkers see do not.
+A module is one level above the highest module that it imports; without such an import it is on level 0.
+Imports inside functions count, and imports for type checkers do not.
 """
 
 import ast
@@ -28,7 +28,7 @@ def list_modules() -> dict[str, Path]:
 
 
 def read_imports(path: Path) -> tuple[set[str], set[str]]:
-    """Returns what *path* imports: our modules, by their names below `otel_tbot`, and the packages of others."""
+    """Returns what *path* imports: our modules, by their names below `otel_tbot`, and other packages."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -51,13 +51,13 @@ def read_imports(path: Path) -> tuple[set[str], set[str]]:
 
 
 def read_graph() -> dict[str, set[str]]:
-    """Returns what each module of ours imports of ours, generated code aside."""
+    """Returns our modules that each of our modules imports, without generated code."""
     modules = list_modules()
     return {name: read_imports(path)[0] & modules.keys() - {name} for name, path in modules.items()}
 
 
 def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Returns the modules of one circle of imports, [] if there is none. Pure."""
+    """Returns the modules of one circle of imports, or [] without a circle. Pure."""
     done: set[str] = set()
 
     def visit(module: str, path: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The pages of the documentation, as what tests ask of them: headings, links, tables and examples."""
+"""Reads the pages of the documentation: headings, links, tables and examples."""
 
 import re
 import shlex
@@ -16,10 +16,10 @@ _NEED: Final = re.compile(r"^ *\*Needs (.+)\.\*$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A fenced block: where it is, its language, its text.
+    """A fenced block: its place, its language, its text.
 
-    `run` is what the comment before it says a test does with it, as words; `need` what the line before it says that a
-    test cannot have. Both are empty where nothing is said.
+    `run` holds the words of the comment before it, which says how a test runs it. `need` is the text of the line before
+    it that names what a test cannot have. Both are empty if there is no such line.
     """
 
     place: str
@@ -30,7 +30,7 @@ class Example:
 
 
 class Page:
-    """One page; `name` is its path below the repository's root."""
+    """Reads one page; `name` is its path below the repository's root."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class Page:
         self.text = path.read_text(encoding="utf-8")
 
     def examples(self) -> Iterator[Example]:
-        """Its fenced blocks, in order, also those in lists."""
+        """Yields its fenced blocks in order, including those in lists."""
         before, language, indent, start, block = "", None, "", 0, []
         for number, line in enumerate(self.text.splitlines(), 1):
             found = _FENCE.match(line)
@@ -54,11 +54,11 @@ class Page:
                 before = line
 
     def prose(self) -> str:
-        """Its text without its fenced blocks."""
+        """Returns its text without its fenced blocks."""
         return re.sub(r"^ *```\S*\n.*?^ *```$", "", self.text, flags=re.MULTILINE | re.DOTALL)
 
     def anchors(self) -> set[str]:
-        """What a link can point at: each heading, as repository browsers spell it."""
+        """Returns the anchors that a link can point at: one for each heading, as repository browsers write it."""
         anchors: set[str] = set()
         for heading in re.findall(r"^#+ (.+)$", self.prose(), re.MULTILINE):
             slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -68,7 +68,7 @@ class Page:
         return anchors
 
     def links(self) -> list[str]:
-        """The targets of its links."""
+        """Returns the targets of its links."""
         return re.findall(r"\]\(([^)\s]+)\)", self.prose())
 
 
@@ -84,7 +84,7 @@ def _to_example(place: str, language: str, text: str, before: str) -> Example:
 
 
 def read_pages() -> list[Page]:
-    """Every page of the repository, README first."""
+    """Returns every page of the repository, README first."""
     paths = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     paths += [ROOT / folder / "README.md" for folder in ("deploy", "deploy/helm/otel-tbot", "semantic-conventions")]
     paths.sort(key=lambda path: path != ROOT / "README.md")
@@ -92,6 +92,6 @@ def read_pages() -> list[Page]:
 
 
 def to_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Returns a table in Markdown. Pure."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -23,7 +23,7 @@ KIT = ROOT / "collector-config"
 
 
 def to_resource_table() -> str:
-    """The resource: key, allowed values, and where each is."""
+    """Returns the table of the resource: key, allowed values, and when each is there."""
     constants = to_resource(is_local=False).attributes
     rows = []
     for key, value in to_resource(is_local=True).attributes.items():
@@ -33,7 +33,7 @@ def to_resource_table() -> str:
         else:
             values = {"os.type": OS_TYPES, "host.arch": HOST_ARCHS}[key].values()
             allowed = ", ".join(f"`{allowed}`" for allowed in dict.fromkeys(values))
-            rows.append((f"`{key}`", allowed, "where the event is made on the machine that tbot runs on"))
+            rows.append((f"`{key}`", allowed, "only if the event is made on the machine that tbot runs on"))
     return to_table(("Attribute", "Allowed values", "Always there"), rows)
 
 
@@ -74,7 +74,7 @@ def _to_context(command: click.Command) -> click.Context:
 
 
 def to_name_table() -> str:
-    """The public names, each with the first sentence of its docstring."""
+    """Returns the table of public names, each with the first sentence of its docstring."""
     rows = []
     for name in otel_tbot.__all__:
         value = getattr(otel_tbot, name)
@@ -84,7 +84,7 @@ def to_name_table() -> str:
 
 
 def to_outcome_table() -> str:
-    """Each outcome, by the text that stands below it."""
+    """Returns the table of outcomes, each with the docstring below its definition."""
     module = ast.parse(Path(inspect.getfile(Outcome)).read_text(encoding="utf-8"))
     (tree,) = (node for node in module.body if isinstance(node, ast.ClassDef))
     values = [node.value for node in tree.body[1:] if isinstance(node, ast.Expr)]
@@ -96,7 +96,7 @@ def to_outcome_table() -> str:
 
 
 def to_limit_table() -> str:
-    """What bounds the bridge, from the constants that do."""
+    """Returns the table of the bridge's limits, from its constants."""
     headers = f"{server.MAX_HEADERS}, of {server.MAX_HEAD_BYTES // 1024} KiB together"
     rows = (
         ("A report", f"{connect.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
@@ -112,12 +112,12 @@ def to_limit_table() -> str:
 
 
 def to_metric_table() -> str:
-    """The bridge's own metrics."""
+    """Returns the table of the bridge's own metrics."""
     return to_table(("Metric", "Meaning"), ((f"`{name}`", meaning) for name, meaning in METRICS.items()))
 
 
 def to_kit_table() -> str:
-    """The files of the collector kit: what each is, and what runs it."""
+    """Returns the table of the collector kit's files: what each is, and the command that runs it."""
     rows = []
     for path in sorted(KIT.glob("*.yaml")):
         head = read_head(path)
@@ -128,7 +128,7 @@ def to_kit_table() -> str:
 
 
 def to_kit_variable_table() -> str:
-    """What the files of the collector kit take from the environment."""
+    """Returns the table of the environment variables that the collector kit's files use."""
     users: dict[tuple[str, str, str], list[str]] = {}
     for path in sorted(KIT.glob("*.yaml")):
         found = re.findall(r"^ {2}(TBOT_\w+) +(\S+)(?: {2,}(.+))?$", read_head(path), re.MULTILINE)
@@ -142,18 +142,18 @@ def to_kit_variable_table() -> str:
 
 
 def read_head(path: Path) -> str:
-    """The comment that a file begins with, without its marks."""
+    """Returns the comment at the beginning of a file, without its comment marks."""
     found = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     return re.sub(r"^# ?", "", found.group(), flags=re.MULTILINE) if found else ""
 
 
 def to_target_table() -> str:
-    """What `make` does."""
+    """Returns the table of the targets of `make`."""
     targets = re.findall(r"^([a-z-]+):.*?## (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return to_table(("Target", "What it does"), ((f"`make {name}`", text) for name, text in targets))
 
 
 def to_first_sentence(text: str) -> str:
-    """The first sentence of the first paragraph of *text*, on one line. Pure."""
+    """Returns the first sentence of the first paragraph of *text*, on one line. Pure."""
     paragraph = " ".join(text.partition("\n\n")[0].split())
     return re.split(r"(?<=\w[.`\")])\s(?=[A-Z])", paragraph, maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""The event in the schema of OpenTelemetry's semantic-conventions registry: `make docs` writes it by this.
+"""Writes the event in the schema of OpenTelemetry's semantic-conventions registry, for `make docs`.
 
 Source of the schema: open-telemetry/weaver, schemas/semconv-syntax.md and semconv.schema.json.
 """
@@ -11,7 +11,7 @@ from otel_tbot.event import ATTRIBUTES, EVENT_NAME, MAX_COUNT, OTHER, Attribute
 
 HEAD = """\
 # What otel-tbot sends, in the schema of OpenTelemetry's semantic-conventions registry. `make docs` writes this file
-# from otel_tbot/event.py; README.md beside it says how to read it.
+# from otel_tbot/event.py; README.md in this folder says how to read it.
 groups:
 """
 STABILITY = "development"
@@ -23,19 +23,19 @@ EXAMPLES: dict[str, list[str]] = {
     "session.id": ["2f1c9a4e-7d0b-4c2a-9a53-0c1de2f6b7a8"],
 }
 _LINE_CHARACTERS = 116
-_BRIEF = "tbot was started; sent at most once per start, and only where its user opted in."
+_BRIEF = "tbot was started. Sent at most once per start, and only if its user opted in."
 _NOTE = (
-    "The resource is service.name (always tbot), telemetry.sdk.* and, only where the event is made on the machine that "
-    "tbot runs on, os.type and host.arch; nothing else. Times are whole seconds, of the clock that took the report. "
+    "The resource is service.name (always tbot), telemetry.sdk.* and, only if the event is made on the machine that "
+    "tbot runs on, os.type and host.arch; nothing else. Times are whole seconds by the clock of the sending process. "
 )
 _SIGNAL_NOTES = {
     "event": "The record has severity INFO, the body tbot.start, and no trace context.",
-    "span": "For pipelines that carry spans only: a root span with random ids, whose end is its start.",
+    "span": "For pipelines that carry only spans: a root span of 1 microsecond, whose ids are made of session.id.",
 }
 
 
 def to_registry() -> str:
-    """The whole file."""
+    """Returns the whole file."""
     own = [attribute for attribute in ATTRIBUTES if attribute.key.startswith(NAMESPACE)]
     lines = [
         "  - id: registry.tbot",
@@ -78,7 +78,7 @@ def _to_definition(attribute: Attribute) -> Iterator[str]:
 
 
 def _to_rules(attribute: Attribute) -> Iterator[str]:
-    """What the schema has no field for, for people and for programs."""
+    """Yields the rules that the schema has no field for, as a note for people and as annotations for programs."""
     if attribute.key in EXAMPLES:
         yield f"        examples: {json.dumps(EXAMPLES[attribute.key])}"
     else:
@@ -88,11 +88,11 @@ def _to_rules(attribute: Attribute) -> Iterator[str]:
         yield "        annotations:"
         yield f"          otel_tbot: {{minimum: 0, maximum: {MAX_COUNT}}}"
     elif attribute.pattern:
-        other = f", or `{OTHER}` for a text that is none" if attribute.may_be_other else ""
+        other = f", or `{OTHER}` for any other text" if attribute.may_be_other else ""
         yield from _to_text("note", f"{attribute.form[0].upper()}{attribute.form[1:]}{other}.", 8)
         yield "        annotations:"
         yield "          otel_tbot:"
-        # In single quotes: YAML reads no escapes there.
+        # YAML reads no escapes in single quotes.
         yield f"            pattern: '{attribute.pattern}'"
 
 
@@ -109,7 +109,7 @@ def _to_reference(attribute: Attribute) -> Iterator[str]:
 
 
 def _to_text(key: str, text: str, indent: int) -> Iterator[str]:
-    """A text under *key*, folded."""
+    """Yields *text* under *key*, as a folded YAML string."""
     yield f"{' ' * indent}{key}: >-"
     yield from (
         f"{' ' * (indent + 2)}{line}" for line in textwrap.wrap(text, _LINE_CHARACTERS - indent, break_long_words=False)

@@ -1,4 +1,4 @@
-"""Counts what the proof tried, and prints the table; whatever did not run, or too few cases, is a failure."""
+"""Counts the cases that the proof tried, and prints the table; a skipped test and too few cases are failures."""
 
 import os
 import subprocess
@@ -10,25 +10,25 @@ import pytest
 from tests.proof.promises import TRIALS
 
 ALLOWED_VARIABLE = "OTEL_TBOT_PROOF_WITHOUT_NAMESPACES"
-"""Set to 1 where the machine allows no namespaces: their cases are then listed as not possible, and are no failure."""
+"""Set this to 1 if the machine allows no namespaces: their cases are then listed as not possible, not as a failure."""
 
 NOT_POSSIBLE = "not possible here"
 
 
 class Cases:
-    """How many cases a test has tried so far."""
+    """Counts the cases that a test has tried so far."""
 
     def __init__(self) -> None:
         self.counted: defaultdict[str, int] = defaultdict(int)
 
     def add(self, number: int = 1, *, trial: str = "") -> None:
-        """Counts *number* more, of another *trial* where the same test tries that, too."""
+        """Counts *number* more cases of *trial*, by default the one that the test is marked with."""
         self.counted[trial] += number
 
 
 @pytest.fixture
 def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
-    """For tests that try many; without it a test is one case."""
+    """Counts the cases of a test that tries many; a test without this fixture is one case."""
     counted = Cases()
     yield counted
     own = request.node.get_closest_marker("promise").args[0]
@@ -37,7 +37,7 @@ def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
 
 @pytest.fixture(scope="session")
 def _namespaces() -> None:
-    """Ends a test where the machine allows no namespaces of its own, nor another user, which takes root as well."""
+    """Skips a test if the machine does not allow new namespaces, or another user, for which root is needed too."""
     command = ["unshare", "--uts", "--net", "--mount", "true"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -45,7 +45,7 @@ def _namespaces() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test here belongs to a row of the table."""
+    """Checks that every test of the proof belongs to a row of the table."""
     for item in items:
         marker = item.get_closest_marker("promise")
         if marker is None or marker.args[0] not in TRIALS:
@@ -59,6 +59,7 @@ class _Table:
         self.faults: defaultdict[str, list[str]] = defaultdict(list)
         self.impossible: set[str] = set()
         self.is_partial = False
+        """Whether only some tests were selected, so that rows without a case are left out and none is too small."""
 
     def add(self, report: pytest.TestReport) -> None:
         properties = dict(report.user_properties)
@@ -72,20 +73,21 @@ class _Table:
         elif report.failed:
             self.faults[trial].append(f"failed: {report.nodeid}")
         elif report.when == "teardown":
-            # Only a test that passed in full counts.
+            # Only a test that passed from its setup to its teardown counts.
             for key, number in properties.get("cases", {trial: 1}).items():
                 self.cases[key] += number
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         for key, trial in TRIALS.items():
-            yield trial.promise, trial.tried, f"{self.cases[key]:,}", self.judge(key)
+            if not self.is_partial or self.cases[key] or self.faults[key] or key in self.impossible:
+                yield trial.promise, trial.tried, f"{self.cases[key]:,}", self.judge(key)
 
     def judge(self, key: str) -> str:
         if self.faults[key]:
             return "FAILED"
         if key in self.impossible:
             return NOT_POSSIBLE.upper()
-        if self.cases[key] < TRIALS[key].least:
+        if self.cases[key] < TRIALS[key].least and not self.is_partial:
             return f"FAILED: fewer than {TRIALS[key].least:,} cases"
         return "holds"
 
@@ -96,14 +98,19 @@ class _Table:
 _table = _Table()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Notes whether only a part of the proof was asked for."""
+    _table.is_partial = config.args != ["tests/proof"] or bool(config.option.keyword)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keeps what became of each test."""
+    """Adds the result of each test to the table."""
     _table.add(report)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A promise that does not hold, or was not tried in full, is a failure of the whole."""
+    """Fails the run if a promise does not hold, or was not tried often enough."""
     if not hasattr(session.config, "workerinput") and not _table.is_held():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -119,4 +126,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for key, faults in _table.faults.items():
         for fault in faults:
             terminalreporter.write_line(f"{key}: {fault}")
-    terminalreporter.write_line("every promise holds" if _table.is_held() else "NOT every promise holds")
+    verdict = "every promise holds" if _table.is_held() else "NOT every promise holds"
+    terminalreporter.write_line(f"{verdict}{' in the part of the proof that ran' if _table.is_partial else ''}")

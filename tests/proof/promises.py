@@ -26,7 +26,7 @@ TRIALS = {
     "off.audit": Trial(promise=OFF, tried="audit hook, one child a case", least=150),
     "off.exceptions": Trial(promise=OFF, tried="each listed exception, and no more", least=5),
     "off.later": Trial(promise=OFF, tried="turned off, or on, after the start", least=12),
-    "off.nowhere": Trial(promise=OFF, tried="no relay to be had: addresses connected to", least=10),
+    "off.no-relay": Trial(promise=OFF, tried="no relay to be had: addresses connected to", least=10),
     "anonymous.canaries": Trial(
         promise=ANONYMOUS, tried="canaries in all that names a host, searched on the wire", least=28
     ),

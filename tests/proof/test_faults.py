@@ -418,9 +418,9 @@ _EMIT = """
 import resource, sys, time
 from otel_tbot import TbotStart, emit
 if sys.argv[1] == "no descriptors":
-    from otel_tbot import delivery as sending
     import os
-    sending.load(os.environ)
+    from otel_tbot.delivery import EventSender
+    EventSender(os.environ, origin="environment", is_local=True).load()
     used = len(os.listdir("/proc/self/fd")) - 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
 began = time.monotonic()

@@ -22,7 +22,7 @@ PACKAGE = Path(otel_tbot.__file__).parent
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "otel_tbot.")
-    if not name.endswith(("__main__", "stand_in"))
+    if not name.endswith(("__main__", "fake"))
 )
 
 
@@ -153,7 +153,7 @@ _WORDS = {
 def list_dependencies():
     """Every distribution that the wheel with all its extras brings along, by name."""
     found = {}
-    waiting = [("otel-tbot", frozenset(("relay", "config")))]
+    waiting = [("otel-tbot", frozenset(("bridge", "config")))]
     while waiting:
         name, extras = waiting.pop()
         key = re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,4 @@
-"""Promise 3: starts are unlinkable. Nothing that one start leaves or gets turns up in the next."""
+"""Proves promise 3: starts are unlinkable. Nothing that one start leaves or receives occurs in the next one."""
 
 import json
 import os
@@ -29,11 +29,11 @@ OFFERED = {
     "Strict-Transport-Security": "max-age=31536000",
     "X-Canary": "canary",
 }
-TAKES = ("cookie", "if-none-match", "if-modified-since", "x-canary")
+RETURNED = ("cookie", "if-none-match", "if-modified-since", "x-canary")
 
 
 def start_many(url, signal, protocol, count, folder, *more):
-    """Sends *count* events from one process; what it told."""
+    """Sends *count* events from one process, and checks its outcomes and that it wrote no file."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder)}
     command = [sys.executable, "-m", "tests.proof.starts", url, signal, protocol, str(count), *more]
     finished = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=550)
@@ -45,15 +45,18 @@ def start_many(url, signal, protocol, count, folder, *more):
 
 
 def list_ids(requests, signal):
-    """Every identifier of every request: session, trace and span ids; the number of events must be that of requests."""
+    """Returns every identifier of every request: session ids, and trace and span ids, which the session id decides."""
     ids = []
     for request in requests:
         message = KINDS[signal].FromString(request.body)
         groups = message.resource_logs if signal == "log" else message.resource_spans
         for scope in groups[0].scope_logs if signal == "log" else groups[0].scope_spans:
             for record in scope.log_records if signal == "log" else scope.spans:
-                ids += [a.value.string_value for a in record.attributes if a.key == "session.id"]
-                ids += [text.hex() for text in (record.trace_id, record.span_id) if text]
+                (session_id,) = (a.value.string_value for a in record.attributes if a.key == "session.id")
+                others = [value.hex() for value in (record.trace_id, record.span_id) if value]
+                digits = session_id.replace("-", "")
+                assert others == ([] if signal == "log" else [digits, digits[16:]])
+                ids += [session_id, *others]
     return ids
 
 
@@ -63,7 +66,7 @@ def list_ids(requests, signal):
     [("log", "http/protobuf", 4500), ("span", "http/protobuf", 4500), ("log", "grpc", 600), ("span", "grpc", 600)],
 )
 def test_no_identifier_occurs_twice_and_no_connection_is_used_twice(signal, protocol, count, tmp_path, cases):
-    """Of thousands of starts on one host none shares an id or a connection with another, and none writes a file."""
+    """Of thousands of starts on one host, no two share an id or a connection, and none writes a file."""
     with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer(Answer(headers=OFFERED)) as server:
         with RecordingProxy(int(server.url.rpartition(":")[2])) as proxy:
             start_many(proxy.url, signal, protocol, count, tmp_path)
@@ -75,15 +78,15 @@ def test_no_identifier_occurs_twice_and_no_connection_is_used_twice(signal, prot
     assert count * (1 if signal == "log" else 3) == len(ids)
     assert [] == [text for text, number in occurrences.items() if number > 1]
     assert 1 == len({tuple(name for name, _ in request.headers) for request in requests})
-    assert [] == [name for request in requests for name, _ in request.headers if name in TAKES]
+    assert [] == [name for request in requests for name, _ in request.headers if name in RETURNED]
     assert b"canary" not in proxy.recording.raw()
     cases.add(count)
 
 
 @pytest.mark.promise("unlinkable.carried")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_no_tls_session_and_no_cookie_is_taken_to_the_next_start(protocol, tmp_path, cases):
-    """A server that hands out tickets, cookies and ETags sees none of them again."""
+def test_no_tls_session_and_no_cookie_is_used_by_the_next_start(protocol, tmp_path, cases):
+    """A server that hands out session tickets, cookies and ETags gets none of them back."""
     count = 150
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -102,13 +105,13 @@ def test_no_tls_session_and_no_cookie_is_taken_to_the_next_start(protocol, tmp_p
 
     assert [False] * count == proxy.are_resumed
     assert count == len(requests)
-    assert [] == [name for request in requests for name, _ in request.headers if name in TAKES]
+    assert [] == [name for request in requests for name, _ in request.headers if name in RETURNED]
     cases.add(count)
 
 
 @pytest.mark.promise("unlinkable.carried")
-def test_a_session_that_is_taken_along_is_seen(tmp_path):
-    """A client that does resume its session is seen to, so the others do not."""
+def test_a_resumed_session_is_seen(tmp_path):
+    """The recording shows a client that resumes its session, so it would show ours."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -129,7 +132,7 @@ def test_a_session_that_is_taken_along_is_seen(tmp_path):
 
 
 def list_files(*folders):
-    """Every file below *folders*, with its size and time of change."""
+    """Returns every file below *folders*, with its size and time of change."""
     return {
         str(path): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for folder in folders
@@ -140,8 +143,8 @@ def list_files(*folders):
 
 @pytest.mark.promise("unlinkable.disk")
 @pytest.mark.parametrize("way", ["run", "emit"])
-def test_processes_that_start_leave_no_file_and_no_relation(way, reporter, tmp_path, cases):
-    """Real processes, one after the other: nothing is written in the home, the temporary and the package's folder."""
+def test_starts_as_processes_leave_no_file(way, reporter, tmp_path, cases):
+    """Processes that start one after the other write nothing to the home, temporary and package folders."""
     count = 25
     home = tmp_path / "home"
     home.mkdir()
@@ -154,7 +157,7 @@ def test_processes_that_start_leave_no_file_and_no_relation(way, reporter, tmp_p
         before = None
         for number in range(count + 1):
             if number == 1:
-                # The first start may write what Python keeps of compiled modules.
+                # The first start may write bytecode.
                 before = list_files(home, package)
             finished = launch.run(command, launcher=LAUNCHER if way == "run" else (), cwd=home)
             assert 0 == finished.returncode, finished.stderr
@@ -166,5 +169,5 @@ def test_processes_that_start_leave_no_file_and_no_relation(way, reporter, tmp_p
     assert before == list_files(home, package)
     assert {} == list_files(home)
     assert count + 1 == len(requests) == len(proxy.recording.connections) == len(set(ids)) == len(ids)
-    assert [] == [name for request in requests for name, _ in request.headers if name in TAKES]
+    assert [] == [name for request in requests for name, _ in request.headers if name in RETURNED]
     cases.add(count + 1)

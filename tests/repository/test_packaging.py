@@ -25,15 +25,15 @@ NAME = f"otel_tbot-{__version__}"
 
 
 def read_pins(name):
-    """The pins of a file in requirements/, by their names in lower case."""
+    """Returns the pinned versions of a file in requirements/, by package name in lower case."""
     lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
     pins = [line.partition("==") for line in lines if line and not line.startswith(("#", "-c "))]
-    assert all(separator for _, separator, _ in pins), f"{name} holds more than pins"
+    assert all(separator for _, separator, _ in pins), f"{name} holds lines that are not pins"
     return {package.lower(): Version(version) for package, _, version in pins}
 
 
 def tracked(*paths):
-    """The files below *paths* that git knows, or would, since it does not ignore them."""
+    """Returns the files below *paths* that git tracks, or would track because it does not ignore them."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *paths]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return {name for name in names if (ROOT / name).exists()}
@@ -41,7 +41,7 @@ def tracked(*paths):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder with sdist and wheel, the wheel built from the sdist."""
+    """Builds the sdist, and the wheel from it; returns their folder."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -50,22 +50,22 @@ def built(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
-    """The tracked files of otel_tbot/, the script, and what describes them."""
+    """The wheel holds the tracked files of otel_tbot/, the script, and their metadata."""
     with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as wheel:
         names = wheel.namelist()
         script = wheel.read(f"{NAME}.data/scripts/otel-tbot")
     described = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
-    beside = {f"{NAME}.data/scripts/otel-tbot", *(f"{NAME}.dist-info/{name}" for name in described)}
+    others = {f"{NAME}.data/scripts/otel-tbot", *(f"{NAME}.dist-info/{name}" for name in described)}
 
-    assert sorted(tracked("otel_tbot") | beside) == sorted(names)
+    assert sorted(tracked("otel_tbot") | others) == sorted(names)
     kinds = {name.rpartition(".")[2] for name in names if name.startswith("otel_tbot/")}
     assert {"py", "pyi", "proto", "typed"} == kinds
-    # What an installer replaces by the interpreter's path; it writes no wrapper of its own for a script.
+    # An installer replaces this line by the interpreter's path, and writes no wrapper for a script.
     assert script.startswith(b"#!python\n")
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(built):
-    """The package, the script, what pyproject.toml refers to, and what hatchling always adds."""
+    """The sdist holds the package, the script, the files that pyproject.toml names, and two that hatchling adds."""
     with tarfile.open(built / f"{NAME}.tar.gz") as sdist:
         names = [member.name.removeprefix(f"{NAME}/") for member in sdist.getmembers() if member.isfile()]
     always = {".gitignore", "PKG-INFO"}
@@ -74,8 +74,8 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(built):
     assert sorted(tracked("otel_tbot") | files | always) == sorted(names)
 
 
-def test_the_metadata_says_what_pyproject_says(built):
-    """Name, the version of the module, Python, licence, extras, and every dependency."""
+def test_the_metadata_agrees_with_pyproject(built):
+    """Name, version, Python, licence, extras and every dependency are those of pyproject.toml and the module."""
     with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as wheel:
         metadata = wheel.read(f"{NAME}.dist-info/METADATA").decode().partition("\n\n")[0].splitlines()
 
@@ -93,7 +93,7 @@ def test_the_metadata_says_what_pyproject_says(built):
 
 
 def test_the_version_is_written_once():
-    """pyproject.toml takes it from the module, and no other file of the package repeats it."""
+    """pyproject.toml reads the version from the module, and no other file of the package repeats it."""
     assert ["version"] == PROJECT["dynamic"]
     assert "otel_tbot/_version.py" == PYPROJECT["tool"]["hatch"]["version"]["path"]
     assert ["otel_tbot/_version.py"] == [
@@ -104,25 +104,25 @@ def test_the_version_is_written_once():
 
 
 def read(name):
-    """The text of a file of the repository."""
+    """Returns the text of a file of the repository."""
     return (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("requirement", DECLARED, ids=lambda requirement: requirement.name)
 def test_both_ends_of_each_declared_range_are_tested(requirement):
-    """lowest.txt pins the lower bound, run.txt or dev.txt a version within; there is an upper bound too."""
+    """lowest.txt pins the lower bound, run.txt or dev.txt a version in the range, and there is an upper bound."""
     (lower,) = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
     name = requirement.name.lower()
     newest = (read_pins("run.txt") | read_pins("dev.txt"))[name]
 
     assert lower == read_pins("lowest.txt")[name]
     assert requirement.specifier.contains(newest, prereleases=True)
-    # Versions of certifi are dates: none of them says that something else changed.
+    # Versions of certifi are dates, so no number announces an incompatible change.
     assert (name != "certifi") == sum(s.operator == "<" for s in requirement.specifier)
 
 
 def test_the_lowest_versions_are_no_newer_than_the_newest():
-    """Each pin of lowest.txt steps back from one of run.txt or dev.txt, or stays."""
+    """Each version in lowest.txt is at most the one in run.txt or dev.txt."""
     newest = read_pins("run.txt") | read_pins("dev.txt")
 
     assert not [name for name, version in read_pins("lowest.txt").items() if version > newest[name]]
@@ -130,13 +130,13 @@ def test_the_lowest_versions_are_no_newer_than_the_newest():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").iterdir()), ids=lambda path: path.name)
 def test_requirements_are_pins_without_addresses(path):
-    """Names and versions; where they come from is the installer's setting."""
+    """A file holds names and versions only: the package index is a setting of the installer."""
     assert read_pins(path.name)
     assert not re.search(r"://|--index|--extra|--find", path.read_text(encoding="utf-8"))
 
 
 def test_each_tested_python_is_declared():
-    """The oldest that is declared is the oldest of the classifiers, which name no other major version."""
+    """The oldest Python in the classifiers is the one that requires-python declares."""
     named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
 
     assert named

@@ -1,8 +1,8 @@
-"""The published definition of the event.
+"""Checks the published definition of the event against the rules of OpenTelemetry's registry, and against the code.
 
-Neither the schema of OpenTelemetry's registry nor its checker, weaver, can be had from a package registry: weaver is a
-Rust program that crates.io does not have. So semconv.schema.json beside this file says the rules in our own words,
-stricter where the schema has room that we do not use. Rules and their source, open-telemetry/weaver at the commits
+No package registry has the schema of OpenTelemetry's registry, or its checker, weaver, a Rust program that is not on
+crates.io. Therefore semconv.schema.json in this folder states the rules again, more strictly if the schema allows forms
+that we do not use. The rules and their sources, in open-telemetry/weaver at the commits
 1316aec56ab1 (semconv.schema.json), 08c60cbfe401 (semconv-syntax.md) and 3f5197732d10 (definition-manifest.v2.json):
 
 - groups have an id, a type of five, a brief, attributes, and no unknown key; all but attribute groups a stability;
@@ -37,7 +37,7 @@ SCHEMA = json.loads((ROOT / "tests" / "repository" / "semconv.schema.json").read
 DEFINED, EVENT, SPAN = GROUPS["groups"]
 DEFINITIONS = {attribute["id"]: attribute for attribute in DEFINED["attributes"]}
 
-# What the registry that ours depends on defines, from OpenTelemetry's own package made of it.
+# Attributes that OpenTelemetry's registry defines, on which ours depends, from the package generated from it.
 OPENTELEMETRY = {
     session_attributes.SESSION_ID,
     host_attributes.HOST_ARCH,
@@ -50,23 +50,23 @@ OPENTELEMETRY = {
 
 
 def is_valid(groups):
-    """Whether *groups* keep to the schema."""
+    """Returns whether *groups* follow the schema."""
     return jsonschema.Draft202012Validator(SCHEMA).is_valid(groups)
 
 
-def test_the_file_keeps_to_the_schema():
-    """And the schema itself is one."""
+def test_the_file_follows_the_schema():
+    """The file is valid, and so is the schema itself."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
     jsonschema.validate(GROUPS, SCHEMA, jsonschema.Draft202012Validator)
 
 
-def _break(groups, path, value):
-    """A copy of *groups* with *value* at *path*; None takes away what is there."""
+def set_value(groups, path, value):
+    """Returns a copy of *groups* with *value* at *path*; None removes what is there."""
     broken = copy.deepcopy(groups)
-    *way, last = path
+    *steps, last = path
     target = broken
-    for step in way:
+    for step in steps:
         target = target[step]
     if value is None:
         del target[last]
@@ -77,7 +77,7 @@ def _break(groups, path, value):
 
 FIRST = ("groups", 0, "attributes", 0)
 VERSION = ("groups", 0, "attributes", 1)
-FAULTS = {
+INVALID = {
     "an unknown key of the file": (("versions",), 2),
     "an unknown key of a group": (("groups", 0, "briefs"), "x"),
     "an unknown type of group": (("groups", 0, "type"), "log"),
@@ -94,7 +94,7 @@ FAULTS = {
     "an attribute that is defined and referred to": ((*FIRST, "ref"), "tbot.run_mode"),
     "a name with a capital": ((*FIRST, "id"), "tbot.runMode"),
     "a member without a stability": ((*FIRST, "type", "members", 0, "stability"), None),
-    "a member that is no word": ((*FIRST, "type", "members", 0, "id"), "one-shot"),
+    "a member whose id is not a word": ((*FIRST, "type", "members", 0, "id"), "one-shot"),
     "an unknown requirement level": (("groups", 1, "attributes", 0, "requirement_level"), "always"),
     "a condition without its text": (
         ("groups", 1, "attributes", 1, "requirement_level"),
@@ -103,14 +103,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("path", "value"), FAULTS.values(), ids=FAULTS)
-def test_the_schema_finds_faults(path, value):
-    """Each rule that the schema states is broken once, and found."""
-    assert not is_valid(_break(GROUPS, path, value))
+@pytest.mark.parametrize(("path", "value"), INVALID.values(), ids=INVALID)
+def test_the_schema_rejects_each_error(path, value):
+    """Breaking each rule of the schema once makes the file invalid."""
+    assert not is_valid(set_value(GROUPS, path, value))
 
 
-def test_ids_are_unique_and_references_lead_somewhere():
-    """No id stands twice; what is referred to is defined, here or by OpenTelemetry; all that is defined is used."""
+def test_ids_are_unique_and_references_are_defined():
+    """No id occurs twice, every reference is defined here or by OpenTelemetry, and every definition is used."""
     ids = [group["id"] for group in GROUPS["groups"]] + [attribute["id"] for attribute in DEFINED["attributes"]]
     constants = [re.sub("[._]", "_", name) for name in DEFINITIONS]
     referred = {reference["ref"] for group in (EVENT, SPAN) for reference in group["attributes"]}
@@ -118,13 +118,13 @@ def test_ids_are_unique_and_references_lead_somewhere():
     assert len(ids) == len(set(ids))
     assert len(constants) == len(set(constants))
     assert set(DEFINITIONS) | (referred & OPENTELEMETRY) == referred
-    # A name is no namespace of another, or neither could be a tree's leaf.
+    # A name must not be the namespace of another name.
     assert not [name for name in DEFINITIONS if any(other.startswith(f"{name}.") for other in DEFINITIONS)]
 
 
 @pytest.mark.parametrize("group", [EVENT, SPAN], ids=["event", "span"])
 def test_event_and_span_have_the_attributes_of_the_code(group):
-    """The same keys in the same order, required where the code always has them."""
+    """Both have the same keys in the same order, required if the code always sets them."""
     levels = {reference["ref"]: reference["requirement_level"] == "required" for reference in group["attributes"]}
 
     assert {attribute.key: attribute.is_required for attribute in ATTRIBUTES} == levels
@@ -135,7 +135,7 @@ def test_event_and_span_have_the_attributes_of_the_code(group):
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES, ids=lambda attribute: attribute.key)
 def test_each_attribute_is_defined_as_in_the_code(attribute):
-    """Type, values, pattern, bounds and meaning are the code's, and every example may travel."""
+    """Type, values, pattern, bounds and meaning are the code's, and every example is a valid value."""
     references = {reference["ref"]: reference for reference in EVENT["attributes"]}
     defined = DEFINITIONS.get(attribute.key, references[attribute.key])
     rules = defined.get("annotations", {}).get("otel_tbot", {})
@@ -156,7 +156,7 @@ def test_each_attribute_is_defined_as_in_the_code(attribute):
 
 
 def test_the_resource_is_of_opentelemetry_s_own_attributes():
-    """Each key of the resource is one that OpenTelemetry defines, with values that it defines; the notes name them."""
+    """OpenTelemetry defines each key of the resource and its values, and the notes name the keys."""
     values = {member.value for member in host_attributes.HostArchValues}
 
     assert set(to_resource(is_local=True).attributes) <= OPENTELEMETRY
@@ -167,7 +167,7 @@ def test_the_resource_is_of_opentelemetry_s_own_attributes():
 
 
 def test_the_manifest_names_a_registry_and_what_it_depends_on():
-    """A schema URL that ends in a version, a stability, and OpenTelemetry's registry at one version, in both places."""
+    """It has a schema URL with a version, a stability, and OpenTelemetry's registry at one version in both places."""
     allowed = {"schema_url", "description", "stability", "dependencies"}
     (dependency,) = MANIFEST["dependencies"]
     version = dependency["schema_url"].rpartition("/")[2]
