@@ -176,12 +176,6 @@ CHARTS: Final = (
                 base_label=_EXPORTER,
                 base="OpenTelemetry's OTLP exporter, span, processor time",
             ),
-            Bar(
-                label="log records, around that exporter",
-                what="`tbot` around that exporter, log, processor time",
-                base_label=_EXPORTER,
-                base="OpenTelemetry's OTLP exporter, log, processor time",
-            ),
         ),
     ),
     Chart(
