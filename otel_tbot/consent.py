@@ -1,6 +1,6 @@
-"""The opt-in: an environment goes in, whether an event may be made and may leave comes out.
+"""Decides from an environment whether an event may be created and sent.
 
-Part of the start path of `otel-tbot run`, so it imports nothing but os.
+This is on the start path of `otel-tbot run`, so it imports only os.
 """
 
 import os
@@ -16,7 +16,7 @@ ADDRESS_VARIABLE = "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS"
 HELPER_VARIABLE = "_TBOT_TELEMETRY_HELPER"
 HELPER_VERSION_VARIABLE = "_TBOT_TELEMETRY_HELPER_VERSION"
 
-# Consent travels with the event as the name of who gave it.
+# Consent travels with the event as the name of its origin.
 FROM_ENVIRONMENT = "environment"
 FROM_REPORT = "report"
 
@@ -25,25 +25,25 @@ _CLEARLY_OFF = frozenset(("", "0", "f", "false", "n", "no", "off", "none", "disa
 
 
 def is_granted(environ: "Mapping[str, str]", origin: str = FROM_ENVIRONMENT) -> bool:
-    """Whether an event whose consent comes from *origin* may be sent under *environ*. Pure; raises nothing.
+    """Returns whether an event whose consent comes from *origin* may be sent under *environ*. Pure; raises nothing.
 
-    FROM_ENVIRONMENT: the variable grants in the six spellings that Go's strconv.ParseBool takes as true
-    ("1", "t", "T", "TRUE", "true", "True"). All else, unset and " 1" included, withholds: unclear is no.
-    FROM_REPORT: a tbot only reports when it was opted in, so the report itself grants; a variable that is set
-    to anything that does not mean on takes that back.
-    OTEL_SDK_DISABLED=true (in any case) withholds from both.
+    FROM_ENVIRONMENT: consent is granted if the variable has one of the six values that Go's strconv.ParseBool reads as
+    true ("1", "t", "T", "TRUE", "true", "True"). Every other value withholds it, and so does an unset variable.
+    FROM_REPORT: tbot only reports if it was opted in, so the report itself grants consent. A variable that is set to
+    any other value withholds it.
+    OTEL_SDK_DISABLED=true, in upper or lower case, withholds both.
 
     Source: Teleport, "Telemetry" page (variable, opt-in); tbot (spellings); OpenTelemetry specification, SDK
     environment variables.
     """
-    # The opt-in first: where there is none, which is nearly everywhere, one look-up is all that `emit` costs.
-    answer = environ.get(CONSENT_VARIABLE)
-    is_answered_yes = origin == FROM_REPORT if answer is None else answer in _TRUE
-    return is_answered_yes and not is_sdk_disabled(environ)
+    # The opt-in comes first: it is unset nearly everywhere, and then `emit` costs one look-up.
+    value = environ.get(CONSENT_VARIABLE)
+    is_opted_in = origin == FROM_REPORT if value is None else value in _TRUE
+    return is_opted_in and not is_sdk_disabled(environ)
 
 
 def is_sdk_disabled(environ: "Mapping[str, str]") -> bool:
-    """Whether *environ* turns OpenTelemetry off altogether. Pure; raises nothing."""
+    """Returns whether *environ* turns OpenTelemetry off altogether. Pure; raises nothing."""
     return environ.get(SDK_DISABLED_VARIABLE, "").strip().lower() == "true"
 
 
@@ -56,5 +56,5 @@ def find_mistake(environ: "Mapping[str, str]") -> str:
 
 
 def enabled() -> bool:
-    """Whether this process's environment opts in to telemetry, by `is_granted`. Raises nothing."""
+    """Returns whether this process's environment opts in to telemetry, by `is_granted`. Raises nothing."""
     return is_granted(os.environ)

@@ -55,13 +55,13 @@ PROBES = {
     "arguments": ("cat", "/proc/self/cmdline", "/dev/null"),
     "limits": ("cat", "/proc/self/limits"),
     "memory killer": ("cat", "/proc/self/oom_score_adj"),
-    # State, parent, group, session, terminal; priority and niceness.
+    # State, parent, group, session and terminal; priority and niceness.
     "session and priority": ("cut", "-d", " ", "-f", "3-7,18,19", "/proc/self/stat"),
 }
 
 
 def without_address(text: str) -> str:
-    """*text* without the address of a relay, which is the one thing that may differ."""
+    """Returns *text* without the address of a relay, the only thing that may differ."""
     return re.sub(rf"{ADDRESS}=http://127\.0\.0\.1:[0-9]+/[0-9a-f]{{32}}\n", "", text)
 
 
@@ -69,7 +69,7 @@ def without_address(text: str) -> str:
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("probe", PROBES)
 def test_run_changes_nothing_of_the_process(probe, environment, consent, tmp_path):
-    """The command is in the same process state behind `run` as without it, whatever the environment."""
+    """Behind `run`, the command has the same process state as without it, in every environment."""
     environ = ENVIRONMENTS[environment] | ({} if consent is None else CONSENT)
     launch = Launch(environ, is_measured=False)
     reader, writer = os.pipe()
@@ -93,8 +93,8 @@ def test_run_changes_nothing_of_the_process(probe, environment, consent, tmp_pat
 
 @pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_run_takes_back_what_python_did_to_the_locale(environment, consent):
-    """Python's own LC_CTYPE reaches no command, and the caller's does, while coverage is watching, too."""
+def test_run_undoes_what_python_did_to_the_locale(environment, consent):
+    """The command gets the caller's LC_CTYPE, never the one that Python sets."""
     launch = Launch(ENVIRONMENTS[environment] | consent)
 
     direct = launch.run(["/usr/bin/env"], launcher=())
@@ -105,7 +105,7 @@ def test_run_takes_back_what_python_did_to_the_locale(environment, consent):
     assert "LC_CTYPE" in ENVIRONMENTS[environment] or "LC_CTYPE" not in behind.stdout
 
 
-# Executes its arguments as a caller would that has set all of this; what Python ignores for itself is at its default.
+# Executes its arguments like a caller that has set all of this. The signals that Python ignores have their default.
 PREPARED = (
     sys.executable,
     "-c",
@@ -153,7 +153,7 @@ def test_run_keeps_the_process_id_and_the_bytes_of_the_arguments(consent):
 
 @pytest.mark.parametrize("value", [b"\xff", "ü".encode(), b"a\nb", b"="])
 def test_run_keeps_the_bytes_of_the_environment(value):
-    """A variable that is no UTF-8 reaches the command as it was."""
+    """A variable that is not UTF-8 reaches the command unchanged."""
     launch = Launch(is_measured=False)
     process = subprocess.run(
         [*LAUNCHER, "/usr/bin/env", "-0"], env={b"NAME": value}, capture_output=True, check=False, timeout=60
@@ -165,7 +165,7 @@ def test_run_keeps_the_bytes_of_the_environment(value):
 
 @pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
 def test_run_ends_with_the_exit_status_of_the_command(consent):
-    """Each exit status from 0 to 255 comes out the same, and no process is left."""
+    """Each exit status from 0 to 255 is passed on, and no process is left."""
     launch = Launch(BASIC | consent, is_measured=False)
 
     def read_status(status: int) -> int:
@@ -194,14 +194,14 @@ def test_run_ends_by_the_signal_that_ends_the_command(name, consent):
 
 
 @pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
-def test_an_interrupt_before_the_command_began_ends_it_without_a_word(consent):
-    """SIGINT ends the launcher as it would end the command: at its birth, and from its first own line on."""
+def test_an_interrupt_before_the_command_starts_ends_it_silently(consent):
+    """SIGINT ends the launcher as it would end the command: right after its start, and from its first line on."""
     launch = Launch(BASIC | consent, is_measured=False)
     at_birth = launch.start(["sleep", "60"])
     at_birth.send_signal(signal.SIGINT)
     later = [launch.start(["sleep", "60"]) for _ in range(20)]
     for process in later:
-        # Python's own handler is in place for the time of its start; nothing can be done about that from within.
+        # Python installs its own handler while it starts, which the launcher cannot prevent.
         poll_until(lambda pid=process.pid: has_begun(pid), waiting_for="the launcher's first line")
         process.send_signal(signal.SIGINT)
 
@@ -212,7 +212,7 @@ def test_an_interrupt_before_the_command_began_ends_it_without_a_word(consent):
 
 
 def has_begun(pid: int) -> bool:
-    """Whether the process has opened a module of ours and does not catch SIGINT any more."""
+    """Returns whether the process no longer catches SIGINT, as in the launcher's first line."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE).group(1), 16)
     ignored = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE).group(1), 16)
@@ -223,7 +223,7 @@ def has_begun(pid: int) -> bool:
 
 
 def test_the_relay_holds_nothing_of_the_caller(tmp_path):
-    """Pipes and locks of the caller are free when the command ends, though the relay is still there."""
+    """Pipes and locks of the caller are free when the command ends, although the relay still runs."""
     launch = Launch(BASIC | CONSENT)
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -244,7 +244,7 @@ def test_the_relay_holds_nothing_of_the_caller(tmp_path):
 
 
 def test_the_relay_leaves_the_directory_and_keeps_the_secret_out_of_its_arguments(tmp_path):
-    """The relay is in `/`, in a session of its own, and its arguments, which all users can read, hold no path."""
+    """The relay is in `/`, in a new session, and its arguments, which every user can read, have no secret."""
     launch = Launch(BASIC | CONSENT)
     process = launch.start(["sh", "-c", f"echo ${ADDRESS}; exec cat"], cwd=tmp_path)
     secret = process.stdout.readline().strip().rpartition("/")[2]
@@ -285,7 +285,7 @@ def test_the_relay_is_not_the_command_s_child():
     ],
 )
 def test_a_command_that_cannot_be_executed_is_one_line(name, mode, content, status, consent, tmp_path):
-    """127 for what is not found and 126 for what cannot be executed, one line without the name, no relay left."""
+    """The status is 127 or 126, stderr has one line without the command's name, and no relay is left."""
     path = tmp_path / name
     if mode is not None:
         path.write_text(content)
@@ -407,7 +407,7 @@ def test_off_opens_no_socket_no_process_and_nothing_of_opentelemetry(value, stra
     environ = BASIC if value is None else {**BASIC, "TELEPORT_ANONYMOUS_TELEMETRY": value}
     launch = Launch(environ, is_measured=False)
     trace = tmp_path / "trace"
-    # Without -f: what the launcher's own process does until it becomes the command.
+    # Without -f, so this is what the launcher's own process does until it becomes the command.
     finished = launch.run(["true"], launcher=(strace, "-o", trace, *LAUNCHER))
     launch.wait_for_end()
     calls = trace.read_text().splitlines()
@@ -424,7 +424,7 @@ def test_off_opens_no_socket_no_process_and_nothing_of_opentelemetry(value, stra
 
 @pytest.mark.parametrize("value", [*OFF_VALUES, "1"])
 def test_off_imports_only_the_launcher(value):
-    """Off, the launcher loads four modules of ours and none of anybody else's."""
+    """While telemetry is off, the launcher imports three modules of this package and no other."""
     environ = BASIC if value is None else {**BASIC, "TELEPORT_ANONYMOUS_TELEMETRY": value}
     launch = Launch(environ, is_measured=False)
     launcher = (sys.executable, "-P", "-X", "importtime", "-m", "otel_tbot", "run", "--")
@@ -446,8 +446,8 @@ def test_off_imports_only_the_launcher(value):
 @pytest.mark.parametrize(
     "environ", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_SDK_DISABLED": "TRUE", ADDRESS: ""}], ids=["plain", "no address"]
 )
-def test_a_disabled_sdk_leaves_the_report_nowhere_to_go(environ):
-    """tbot's own variable is on, so tbot will report: to an address where nothing can answer, without a word."""
+def test_a_disabled_sdk_makes_the_report_fail(environ):
+    """tbot's own variable is on, so tbot reports, to an address that never answers; nothing is printed."""
     launch = Launch(BASIC | CONSENT | environ)
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
@@ -456,8 +456,8 @@ def test_a_disabled_sdk_leaves_the_report_nowhere_to_go(environ):
     assert not launch.relays()
 
 
-def test_an_address_that_is_set_is_left_alone():
-    """An address is somebody's choice, such as a bridge: it stays, one line says so, and there is no relay."""
+def test_an_address_that_is_set_is_kept():
+    """An address that is set, such as a bridge's, stays; one line says so, and no relay is started."""
     launch = Launch(BASIC | CONSENT | {ADDRESS: "http://127.0.0.1:1/canary"})
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
@@ -471,8 +471,8 @@ def test_an_address_that_is_set_is_left_alone():
 
 
 @pytest.mark.parametrize("environ", [{"OTEL_SDK_DISABLED": "true"}, {"TELEPORT_ANONYMOUS_TELEMETRY": "0"}])
-def test_an_address_that_is_set_is_no_matter_when_off(environ):
-    """Off, an address is left alone without a word."""
+def test_an_address_that_is_set_is_kept_silently_while_off(environ):
+    """While telemetry is off, the address stays and nothing is printed."""
     launch = Launch(BASIC | CONSENT | {ADDRESS: "http://127.0.0.1:1/"} | environ)
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
@@ -492,8 +492,8 @@ def test_an_address_that_is_set_is_no_matter_when_off(environ):
         ("import os; os.urandom = None", "TypeError"),
     ],
 )
-def test_an_interpreter_with_a_fault_executes_the_command_all_the_same(fault, reason):
-    """Whatever goes wrong before exec is one line; tbot starts, and its report goes nowhere."""
+def test_an_interpreter_with_a_fault_still_executes_the_command(fault, reason):
+    """Any error before exec is one line; tbot starts, and its report fails."""
     launch = Launch(BASIC | CONSENT)
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"], launcher=launcher_after(fault))
@@ -504,7 +504,7 @@ def test_an_interpreter_with_a_fault_executes_the_command_all_the_same(fault, re
 
 
 def launcher_after(statement: str) -> tuple[str, ...]:
-    """The launcher in an interpreter that has run *statement* before."""
+    """Returns the launcher in an interpreter that runs *statement* first."""
     script = f"import sys; {statement}; from otel_tbot.__main__ import main; main()"
     return (sys.executable, "-P", "-c", script, "run", "--")
 
@@ -520,8 +520,8 @@ def launcher_after(statement: str) -> tuple[str, ...]:
         ("setsid:signal=KILL", "its process was killed"),
     ],
 )
-def test_where_no_relay_can_be_had_the_command_runs_and_reports_nowhere(fault, reason, strace):
-    """No port, no descriptor, no process: tbot starts, one line says why, and the report goes nowhere."""
+def test_the_command_runs_if_no_relay_can_be_started(fault, reason, strace):
+    """Without a port, a descriptor or a process, tbot starts, one line says why, and its report fails."""
     launch = Launch(BASIC | CONSENT)
     command = ["sh", "-c", f"exec echo ${ADDRESS}"]
 
@@ -534,10 +534,10 @@ def test_where_no_relay_can_be_had_the_command_runs_and_reports_nowhere(fault, r
 
 
 @pytest.mark.parametrize("fault", ["error=ENOSYS", "error=EPERM", "signal=KILL"])
-def test_without_pidfd_the_relay_is_there_all_the_same(fault, strace):
+def test_the_relay_does_not_need_a_pidfd(fault, strace):
     """A kernel or sandbox without pidfd_open, or a policy that kills for it, costs neither tbot nor the event."""
     launch = Launch(BASIC | CONSENT)
-    # Detached at exec: what the launcher and its forks do is traced, and nothing behind them.
+    # strace detaches at exec, so only the launcher and its forks are traced.
     injected = (strace, "-f", "-b", "execve", "-o", "/dev/null", "-e", f"inject=pidfd_open:{fault}")
     waiting = (*injected, sys.executable, "-P", "-m", "otel_tbot", "run", "--")
 
@@ -552,13 +552,13 @@ def test_without_pidfd_the_relay_is_there_all_the_same(fault, strace):
 
 
 def limited(limit: int) -> tuple[str, ...]:
-    """The launcher at a limit of open files."""
+    """Returns the launcher at a limit of open files."""
     return ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *LAUNCHER)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_few_descriptors_keep_no_command_from_starting(protocol):
-    """At every limit that the interpreter itself can start with, tbot starts, and a missing relay is said."""
+def test_the_command_starts_with_few_descriptors(protocol):
+    """At every limit at which the interpreter starts, tbot starts, and one line says if there is no relay."""
     for limit in range(6, 24):
         launch = Launch(BASIC | CONSENT | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}, is_measured=False)
 
@@ -588,7 +588,7 @@ def test_few_descriptors_keep_no_command_from_starting(protocol):
     ],
 )
 def test_malformed_settings_are_one_line_and_the_relay_is_there(environ, line):
-    """A malformed setting is said once, without its value, and its default is used."""
+    """A malformed setting is reported once, without its value, and its default is used."""
     launch = Launch(BASIC | CONSENT | environ)
     process = launch.start(["sh", "-c", f"echo ${ADDRESS}; exec cat"])
 
@@ -600,8 +600,8 @@ def test_malformed_settings_are_one_line_and_the_relay_is_there(environ, line):
     launch.wait_for_end()
 
 
-def test_a_malformed_endpoint_leaves_the_report_nowhere_to_go():
-    """An endpoint that is no URL is no endpoint: the default is somebody else's collector."""
+def test_a_malformed_endpoint_makes_the_report_fail():
+    """If the endpoint is not a URL, nothing is sent: the default may be another collector."""
     launch = Launch(BASIC | CONSENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": "canary canary"})
 
     finished = launch.run(["sh", "-c", f"echo ${ADDRESS}"])
@@ -615,8 +615,8 @@ def test_a_malformed_endpoint_leaves_the_report_nowhere_to_go():
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_closed_standard_descriptors_are_no_matter(closed):
-    """A caller that closed standard descriptors gets its command, and the relay does not take their numbers."""
+def test_closed_standard_descriptors_do_not_matter(closed):
+    """The command runs with its standard descriptors closed, and the relay does not get their numbers."""
     launch = Launch(BASIC | CONSENT, is_measured=False)
     closing = "".join(f" {fd}>&-" for fd in closed)
 
@@ -626,8 +626,8 @@ def test_closed_standard_descriptors_are_no_matter(closed):
     launch.wait_for_end()
 
 
-def test_a_closed_stderr_is_no_matter():
-    """Where nobody can read the line, tbot starts all the same."""
+def test_a_closed_stderr_does_not_matter():
+    """If stderr is closed, tbot starts without the message."""
     launch = Launch(BASIC | CONSENT | {"OTEL_TBOT_TIMEOUT": "canary"})
 
     finished = launch.run(["sh", "-c", "exit 7"], launcher=("sh", "-c", 'exec "$@" 2>&-', "sh", *LAUNCHER))
@@ -636,9 +636,49 @@ def test_a_closed_stderr_is_no_matter():
     launch.wait_for_end()
 
 
+@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
+@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_no_descriptor_of_the_relay_reaches_the_command(closed, consent, tmp_path):
+    """A command whose standard descriptors are closed finds them closed, and no other descriptor open."""
+    launch = Launch(BASIC | consent, is_measured=False)
+    closing = "".join(f" {fd}>&-" for fd in closed)
+    listing = tmp_path / "listing"
+
+    def list_descriptors(*front: str) -> list[str]:
+        command = [*front, "sh", "-c", f"ls -l /proc/$$/fd > {listing} 2>&1"]
+        launch.run(["-c", f'exec "$@" {closing}', "sh", *command], launcher=("/bin/sh",))
+        return re.findall(r"[0-9]+ -> [^\n\[]+", listing.read_text())
+
+    direct = list_descriptors()
+    behind = list_descriptors(*LAUNCHER)
+    launch.wait_for_end()
+
+    assert direct
+    assert direct == behind
+
+
+@pytest.mark.parametrize(
+    "consent", [{}, CONSENT, CONSENT | {"OTEL_TBOT_TIMEOUT": "canary"}], ids=["off", "on", "warning"]
+)
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "<&- >&- 2>&-", "2>&4 4>&-"])
+@pytest.mark.parametrize(("command", "status"), [("/nonexistent", 127), ("/", 126)])
+def test_the_status_does_not_depend_on_a_stderr_that_can_be_written(command, status, stderr, consent):
+    """If stderr is closed, full or a pipe that nothing reads, the status is the same."""
+    launch = Launch(BASIC | consent, is_measured=False)
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = f'exec 4>&{writer} {writer}>&-; exec "$@" {stderr}'
+
+    finished = launch.run(["-c", script, "sh", *LAUNCHER, command], launcher=("/bin/bash",), pass_fds=[writer])
+    os.close(writer)
+    launch.wait_for_end()
+
+    assert status == finished.returncode
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_relay_goes_when_the_command_is_gone(number):
-    """A command that ends without a report, however it ends, takes the relay with it."""
+def test_the_relay_ends_with_the_command(number):
+    """If the command ends without a report, the relay ends too."""
     launch = Launch(BASIC | CONSENT)
     process = launch.start(["cat"])
     launch.wait_for_relay()

@@ -151,7 +151,7 @@ def test_an_older_protobuf_in_front_is_what_the_report_gets(tmp_path):
 
 
 def probe_relay_in(environ: dict[str, str]) -> str:
-    """What the probe says in an interpreter of its own."""
+    """Returns what the probe says in a new interpreter."""
     script = "import os; from otel_tbot.relay.probe import probe_relay; print(probe_relay(os.environ))"
     finished = subprocess.run(
         [sys.executable, "-P", "-c", script], env=BASIC | environ, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The relay's loop in a process of its own, with a worker that hangs, fails or loads at once."""
+"""The relay's loop in a separate process, with a worker that hangs, fails or loads at once."""
 
 import json
 import os

@@ -36,7 +36,7 @@ PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
 
 
 class Command:
-    """A command behind `run` that prints the address that it was given and stays until its input is closed."""
+    """A command behind `run` that prints its address and runs until its input is closed."""
 
     def __init__(self, environ: dict[str, str], **options: object) -> None:
         self.launch = Launch(BASIC | CONSENT | environ)
@@ -46,14 +46,14 @@ class Command:
         self.port = int(self.address.split(":")[2].partition("/")[0])
 
     def report(self, event: TbotStart | SubmitTbotEventRequest, **options: object) -> tuple[int, str]:
-        """Sends *event* as tbot does, but with a length; the HTTP status and the Connect error code, "" for none."""
+        """Sends *event* as tbot does, but with a length; returns the HTTP status and the Connect error code or ""."""
         report = to_report(event) if isinstance(event, TbotStart) else event
         return self.post(PROCEDURE, report.SerializeToString(), **options)
 
     def post(
         self, path: str, body: bytes | None, *, headers: dict[str, str] = PROTO, base: str | None = None
     ) -> tuple[int, str]:
-        """Sends one request; the HTTP status and the Connect error code, "" for none."""
+        """Sends one request; returns the HTTP status and the Connect error code or ""."""
         request = urllib.request.Request((base or self.address) + path, data=body, headers=headers)  # noqa: S310  # ours
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -65,16 +65,16 @@ class Command:
             return error.code, json.loads(content)["code"] if content.startswith(b"{") else ""
 
     def wait_until_served(self) -> None:
-        """Waits until the relay has imported what it needs: before that, connections wait for it."""
+        """Waits until the relay has imported what reads a request."""
         elsewhere = {"path": "", "body": b"", "base": f"http://127.0.0.1:{self.port}"}
         poll_until(lambda: self.post(**elsewhere)[0] == 404, waiting_for="the relay to serve")
 
     def connect(self) -> socket.socket:
-        """A connection that has sent nothing yet."""
+        """Returns a connection that has sent nothing yet."""
         return socket.create_connection(("127.0.0.1", self.port))
 
     def begin_report(self, event: TbotStart) -> socket.socket:
-        """Sends *event* whole and leaves the answer where it is."""
+        """Sends *event* and does not read the response yet."""
         body = to_report(event).SerializeToString()
         path = "/" + self.address.rpartition("/")[2] + PROCEDURE
         connection = self.connect()
@@ -85,19 +85,19 @@ class Command:
         return connection
 
     def head(self) -> bytes:
-        """The first lines of a report, but for its length."""
+        """Returns the first lines of a report, without its length."""
         path = "/" + self.address.rpartition("/")[2] + PROCEDURE
         return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n".encode()
 
     def is_refusing(self) -> bool:
-        """Whether nobody listens at the address any more."""
+        """Returns whether the address refuses connections."""
         with socket.socket() as connection:
             return connection.connect_ex(("127.0.0.1", self.port)) != 0
 
 
 @contextmanager
 def running(environ: dict[str, str], **options: object) -> Iterator[Command]:
-    """A command behind `run`; at the end it must have run undisturbed, with nothing on stderr and no process left."""
+    """A command behind `run`. At the end it must have run undisturbed, with nothing on stderr and no process left."""
     command = Command(environ, **options)
     try:
         yield command
@@ -111,27 +111,27 @@ def running(environ: dict[str, str], **options: object) -> Iterator[Command]:
 
 
 def one_shot(**fields: object) -> TbotStart:
-    """A one-shot's start."""
+    """Returns a one-shot's start."""
     return TbotStart(run_mode="one-shot", **fields)
 
 
 def endpoint(url: str) -> dict[str, str]:
-    """The setting that sends to *url*."""
+    """Returns the setting that sends to *url*."""
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Returns everything that arrives until the other side closes."""
     return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
-def test_the_relay_takes_one_report_and_leaves():
-    """The report is answered when the collector accepted it; then nobody listens any more."""
+def test_the_relay_receives_one_report_and_ends():
+    """The report is answered once the collector has accepted its event; then the port refuses connections."""
     event = one_shot()
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         assert (200, "") == command.report(event)
         assert [[event.session_id]] == [request.session_ids for request in server.requests]
-        poll_until(command.is_refusing, waiting_for="the relay to leave its port")
+        poll_until(command.is_refusing, waiting_for="the port to refuse connections")
         command.launch.wait_for_no_relay()
 
 
@@ -149,7 +149,7 @@ def test_the_relay_takes_one_report_and_leaves():
     ids=["down", "refusing", "a web page", "rejecting one", "garbage", "redirecting"],
 )
 def test_a_collector_that_does_not_accept_is_unavailable(answer, mode):
-    """Whatever is no acceptance is answered `unavailable` at once, and sent once."""
+    """Every other response of the collector is `unavailable` at once, and the event is sent once."""
     with OtlpHttpServer(answer) as server, running(PATIENT | endpoint(server.url)) as command:
         assert (503, "unavailable") == command.report(TbotStart(run_mode=mode))
         assert 1 == len(server.requests)
@@ -158,7 +158,7 @@ def test_a_collector_that_does_not_accept_is_unavailable(answer, mode):
 
 @pytest.mark.parametrize("fault", [closing_server, cutting_server, garbage_server])
 def test_a_collector_that_speaks_no_http_is_unavailable(fault):
-    """A peer that closes, or answers something else, is answered `unavailable` at once."""
+    """If the peer closes or does not speak HTTP, the report gets `unavailable` at once."""
     with fault() as server, running(PATIENT | endpoint(server.url)) as command:
         assert (503, "unavailable") == command.report(one_shot())
         assert 1 == len(server.connections)
@@ -166,7 +166,7 @@ def test_a_collector_that_speaks_no_http_is_unavailable(fault):
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_collector_that_is_not_there_is_unavailable(protocol):
-    """A port that refuses is answered `unavailable` at once."""
+    """If the port refuses connections, the report gets `unavailable` at once."""
     with refusing_port() as url:
         with running(PATIENT | endpoint(url) | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol}) as command:
             assert (503, "unavailable") == command.report(one_shot())
@@ -175,7 +175,7 @@ def test_a_collector_that_is_not_there_is_unavailable(protocol):
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("fault", [silent_server, trickling_server])
 def test_a_silent_collector_is_unavailable_at_the_limit(fault, protocol):
-    """A one-shot is answered `unavailable` at OTEL_TBOT_TIMEOUT, though the collector never ends its answer."""
+    """A one-shot gets `unavailable` at OTEL_TBOT_TIMEOUT, although the collector never ends its response."""
     environ = {"OTEL_TBOT_TIMEOUT": "2000", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     with fault() as server, running(environ | endpoint(server.url)) as command:
         command.wait_until_served()
@@ -219,7 +219,7 @@ def test_a_daemon_s_event_may_take_longer_than_a_one_shot_s():
         silent = command.connect()
         reporting = command.begin_report(TbotStart(run_mode="daemon"))
         server.wait_for_request()
-        # Refused at OTEL_TBOT_TIMEOUT: by then a one-shot's limit has passed, too.
+        # This gets its response at OTEL_TBOT_TIMEOUT, which is also a one-shot's limit.
         with silent:
             refusal = read_all(silent)
         gate.set()
@@ -233,8 +233,8 @@ def test_a_daemon_s_event_may_take_longer_than_a_one_shot_s():
 @pytest.mark.parametrize(
     "sent", ["", "POST / HT", "POST {path} HTTP/1.1\r\nHost: x\r\n{type}Content-Length: 9\r\n\r\nx"]
 )
-def test_a_connection_without_a_report_is_refused_at_the_limit(sent):
-    """Silent or stuck in the middle, a connection gets `unavailable` and its end; the relay stays for the report."""
+def test_a_connection_without_a_report_gets_unavailable_at_the_limit(sent):
+    """A silent or incomplete connection gets `unavailable` and is closed; the relay still receives the report."""
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
         with command.connect() as connection:
             path = "/" + command.address.rpartition("/")[2] + PROCEDURE
@@ -246,12 +246,12 @@ def test_a_connection_without_a_report_is_refused_at_the_limit(sent):
         assert (200, "") == command.report(one_shot())
 
 
-def test_only_one_report_is_taken_while_it_is_on_its_way():
-    """A second report meanwhile is refused, and the first one's answer is not disturbed."""
+def test_a_second_report_is_rejected_while_the_first_is_sent():
+    """The second report gets an error, and the first one still gets its response."""
     gate = threading.Event()
     with OtlpHttpServer(Answer(gate=gate)) as server, running(PATIENT | endpoint(server.url)) as command:
         second = command.connect()
-        # Accepted before the first report closes the door: the relay answers connections in their order.
+        # This connection is accepted before the first report, because the relay accepts connections in their order.
         assert (404, "") == command.post("/else", b"", base=f"http://127.0.0.1:{command.port}")
         with command.begin_report(one_shot()) as first:
             server.wait_for_request()
@@ -297,8 +297,8 @@ def test_only_one_report_is_taken_while_it_is_on_its_way():
         "no event", "broken JSON", "too large",
     ],
 )  # fmt: skip
-def test_all_but_the_report_is_refused_and_the_relay_stays_for_it(status, code, request_of):
-    """A request that is no report on the secret path gets its error, and the report after it still arrives."""
+def test_a_request_that_is_not_the_report_gets_its_error_and_the_relay_stays(status, code, request_of):
+    """A request that is not a report on the secret path gets an error, and the report after it still arrives."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         assert (status, code) == command.post(**request_of(command))
         assert (200, "") == command.report(one_shot())
@@ -315,8 +315,8 @@ RAW = {
 
 
 @pytest.mark.parametrize(("sent", "beginning"), RAW.values(), ids=RAW)
-def test_what_is_no_request_has_its_answer_and_its_end(sent, beginning):
-    """Whatever a connection brings, it is answered whole, though more is coming, and the report still arrives."""
+def test_an_invalid_request_gets_one_response_and_is_closed(sent, beginning):
+    """The client reads a whole response even if it is still sending, and the report after it still arrives."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         with command.connect() as connection:
             connection.sendall(sent.replace(b"{head}", command.head()))
@@ -329,8 +329,8 @@ def test_what_is_no_request_has_its_answer_and_its_end(sent, beginning):
         assert (200, "") == command.report(one_shot())
 
 
-def test_a_second_request_behind_the_report_is_not_taken():
-    """What comes behind a report on its connection is left behind: one relay, one report, one answer."""
+def test_a_second_request_behind_the_report_is_ignored():
+    """A second request on the report's connection is dropped: one relay, one report, one response."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         with command.connect() as connection:
             request = command.head() + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
@@ -342,8 +342,8 @@ def test_a_second_request_behind_the_report_is_not_taken():
         assert 1 == len(server.requests)
 
 
-def test_a_client_that_waits_to_be_asked_for_the_body_is_asked():
-    """Expect: 100-continue is answered before the body comes."""
+def test_a_client_that_expects_100_continue_gets_it():
+    """Expect: 100-continue is answered before the body arrives."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         with command.connect() as connection:
             connection.sendall(command.head() + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
@@ -354,8 +354,8 @@ def test_a_client_that_waits_to_be_asked_for_the_body_is_asked():
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /else HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
-def test_a_connection_that_is_reset_is_no_matter(sent):
-    """A client that breaks off, also while it is being answered, leaves the relay for the report."""
+def test_a_connection_that_is_reset_does_not_matter(sent):
+    """A client that disconnects, even while it is being answered, does not disturb the relay."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
         for _ in range(3):
@@ -375,7 +375,7 @@ def test_a_connection_that_is_reset_is_no_matter(sent):
     ],
 )
 def test_a_report_that_breaks_a_rule_is_invalid(field, change):
-    """A report outside the event's rules is `invalid_argument`; nothing is sent, and the relay stays."""
+    """A report that breaks a rule gets `invalid_argument`; nothing is sent, and the relay stays."""
     report = to_report(one_shot())
     change(report)
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
@@ -385,8 +385,8 @@ def test_a_report_that_breaks_a_rule_is_invalid(field, change):
     assert field
 
 
-def test_a_client_that_leaves_does_not_stop_its_event():
-    """A report whose sender has gone by the time of its answer has arrived all the same, and the relay leaves."""
+def test_a_client_that_disconnects_does_not_stop_its_event():
+    """If the client has disconnected before its response, the event still arrives, and the relay ends."""
     gate = threading.Event()
     event = one_shot()
     with OtlpHttpServer(Answer(gate=gate)) as server, running(PATIENT | endpoint(server.url)) as command:
@@ -400,7 +400,7 @@ def test_a_client_that_leaves_does_not_stop_its_event():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_command_s_end_does_not_stop_its_event(number):
-    """A report that is on its way when the command dies is sent to its end; then the relay leaves."""
+    """An event that is in flight when the command dies is still sent; then the relay ends."""
     gate = threading.Event()
     with OtlpHttpServer(Answer(gate=gate)) as server:
         command = Command(PATIENT | endpoint(server.url))
@@ -415,8 +415,8 @@ def test_the_command_s_end_does_not_stop_its_event(number):
         command.launch.wait_for_end()
 
 
-def test_half_a_report_of_a_command_that_died_holds_nobody():
-    """A connection that broke off with the command ends, and so does the relay."""
+def test_half_a_report_of_a_command_that_died_does_not_keep_the_relay():
+    """A connection that ended with the command is closed, and the relay ends."""
     with OtlpHttpServer() as server:
         command = Command(PATIENT | endpoint(server.url))
         with command.connect() as connection:
@@ -429,7 +429,7 @@ def test_half_a_report_of_a_command_that_died_holds_nobody():
 
 
 def test_a_relay_that_is_killed_leaves_the_command_alone():
-    """Whatever happens to the relay, the command does not notice, and its report ends with an error."""
+    """If the relay is killed, the command does not notice, and its report gets an error."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         os.kill(command.launch.wait_for_relay(), signal.SIGKILL)
         command.launch.wait_for_no_relay()
@@ -438,7 +438,7 @@ def test_a_relay_that_is_killed_leaves_the_command_alone():
 
 
 def test_the_relay_loads_nothing_from_the_directory_it_was_started_in(tmp_path):
-    """Modules in the working directory that have the names of ours stand in nobody's way."""
+    """Modules in the working directory are not imported, even if they have names that the relay imports."""
     for name in ("asyncio", "uvicorn", "otel_tbot", "opentelemetry"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('canary')\n")
     with OtlpHttpServer() as server:
@@ -453,7 +453,7 @@ def test_the_relay_loads_nothing_from_the_directory_it_was_started_in(tmp_path):
 
 
 def test_files_that_settings_name_are_those_of_the_caller_s_directory(tmp_path):
-    """A relative certificate file is found from the caller's directory, though the relay has left it."""
+    """A relative name of a certificate file is resolved in the caller's directory, although the relay leaves it."""
     with OtlpHttpServer() as server:
         environ = BASIC | CONSENT | PATIENT | endpoint(server.url) | {"OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem"}
         (tmp_path / "ca.pem").write_text("")
@@ -472,7 +472,7 @@ def test_files_that_settings_name_are_those_of_the_caller_s_directory(tmp_path):
     [(b"1\r\nx\r\n", 0.002, b"503"), (b"1;" + b"x" * 500 + b"\r\nx\r\n", 0.0, b"413")],
     ids=["slow", "large chunk headers"],
 )
-def test_a_body_that_trickles_is_rejected_at_a_limit(chunk, pause_seconds, status):
+def test_a_body_without_end_is_rejected_at_a_limit(chunk, pause_seconds, status):
     """Chunks without end, none of them large, keep a connection until OTEL_TBOT_TIMEOUT or a limit of bytes."""
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
         with command.connect() as connection:

@@ -1,4 +1,4 @@
-"""Commands behind `otel-tbot run`, as a user starts them, and the relays that they leave."""
+"""Starts commands behind `otel-tbot run`, as a user does, and finds the relays that outlive them."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ from tests.support.polling import poll_until
 LAUNCHER = (str(Path(sys.executable).with_name("otel-tbot")), "run", "--")
 CONSENT = {"TELEPORT_ANONYMOUS_TELEMETRY": "1"}
 
-# What makes coverage measure a child; empty where it measures nothing.
+# The variables with which coverage measures a child; empty if coverage is off.
 MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 _MARK_VARIABLE = "OTEL_TBOT_TEST_MARK"
 
 
 class Launch:
-    """One environment to start commands in, and a way to find the relays that they leave.
+    """One environment to start commands in, and a way to find their relays.
 
-    `environ` holds a mark that no other start has, and, where *is_measured*, what makes coverage measure children.
+    `environ` has a mark that no other start has, and, if *is_measured*, what makes coverage measure children.
     """
 
     def __init__(self, environ: Mapping[str, str] | None = None, *, is_measured: bool = True) -> None:
@@ -32,7 +32,7 @@ class Launch:
     def run(
         self, command: Sequence[str], *, launcher: Sequence[str] = LAUNCHER, **options: object
     ) -> subprocess.CompletedProcess[str]:
-        """Runs *command* behind `run` to its end; its output as text."""
+        """Runs *command* behind `run` to its end; returns its output as text."""
         return subprocess.run(  # noqa: PLW1510  # in the options  # type: ignore[call-overload, no-any-return]  # options are subprocess's own
             [*launcher, *command],
             **{"env": self.environ, "capture_output": True, "text": True, "check": False, "timeout": 120} | options,
@@ -48,19 +48,19 @@ class Launch:
         )
 
     def relays(self) -> list[int]:
-        """The process ids of the relays that are left."""
+        """Returns the process ids of the relays that still run."""
         return [pid for pid, arguments in self._processes() if b"otel_tbot.relay" in arguments]
 
     def wait_for_relay(self) -> int:
-        """Waits until a relay is there; its process id."""
+        """Waits until a relay runs; returns its process id."""
         return poll_until(self.relays, waiting_for="the relay")[0]
 
     def wait_for_no_relay(self) -> None:
-        """Waits until no relay is left."""
+        """Waits until no relay runs."""
         poll_until(lambda: not self.relays(), waiting_for="the relay's end")
 
     def wait_for_end(self) -> None:
-        """Waits until every process of this environment is gone."""
+        """Waits until every process of this environment has ended."""
         poll_until(lambda: not self._processes(), waiting_for="the end of every process")
 
     def _processes(self) -> list[tuple[int, bytes]]:
@@ -71,7 +71,7 @@ class Launch:
                     environ = Path(f"/proc/{entry}/environ").read_bytes()
                     arguments = Path(f"/proc/{entry}/cmdline").read_bytes()
                 except OSError:
-                    continue  # it has ended, or is another user's
+                    continue  # it has ended, or belongs to another user
                 if self._mark in environ.split(b"\0"):
                     found.append((int(entry), arguments))
         return found
