@@ -399,8 +399,9 @@ def to_computation(query: str) -> str:
 def _build_variables(store: Store) -> list[Builder[VariableModel]]:
     values = {attribute.key: attribute.values for attribute in ATTRIBUTES}
     return [
-        builders.DatasourceVariable("events").label("Events").type(store.plugin),
-        builders.DatasourceVariable("metrics").label("Metrics").type("prometheus"),
+        # Nothing is chosen, so Grafana chooses the first data source of the type.
+        builders.DatasourceVariable("events").label("Events").type(store.plugin).regex("").current(VariableOption()),
+        builders.DatasourceVariable("metrics").label("Metrics").type("prometheus").regex("").current(VariableOption()),
         store.to_open_filter("version", "Version", "The version of tbot."),
         _build_closed_filter(store, "join_method", "Join method", (*values["tbot.join_type"], UNKNOWN, OTHER)),
         _build_closed_filter(store, "run_mode", "Run mode", values["tbot.run_mode"]),

@@ -47,6 +47,8 @@ def test_no_data_source_is_fixed(dashboard):
 
     assert sources
     assert {(f"${{{name}}}", plugin) for name, plugin in variables.items()} == {(s["uid"], s["type"]) for s in sources}
+    chosen = [v["current"]["value"] for v in dashboard["templating"]["list"] if v["type"] == "datasource"]
+    assert ["", ""] == chosen
     assert "uid" not in dashboard
     assert not dashboard.get("id")
 
