@@ -1,15 +1,20 @@
+import subprocess
 from contextlib import ExitStack
 
 import pytest
 import requests
 
 from tests.support.backends import Loki, Prometheus, VictoriaLogs
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.grafana import list_known_events, read_panels, send_events
 from tests.support.otelcol import KitCollector, find_free_port
 from tests.support.polling import poll_until
+from tests.support.processes import CONSENT
 from tools.dashboards import HEALTH, NO_HELPER, STORES, UNKNOWN, list_panels, read_dashboards
 from tools.panels import EXPECTED
 
+BRIDGE_REPORTS = "Bridges: reports a second"
+HEADERS = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
 A_SPAN = {"scopeSpans": [{"spans": [{"name": "x", "traceId": "01" * 16, "spanId": "01" * 8}]}]}
 TWICE = {
     title: values if title == "Destinations per start" else {name: 2 * value for name, value in values.items()}
@@ -119,15 +124,55 @@ class ScrapingPrometheus(Prometheus):
         return arguments
 
 
-@pytest.mark.backends
-def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
-    """A real Prometheus that scrapes a real collector answers every query about collectors, failed sends included."""
-    queries = {
+def list_queries(about):
+    """Returns the queries of the health row about bridges or collectors, by panel and series."""
+    return {
         (health.title, legend): expression.replace("$__rate_interval", "10s")
         for health in HEALTH
         for legend, expression in health.queries.items()
-        if health.title.startswith("Collectors")
+        if health.title.startswith(about)
     }
+
+
+@pytest.mark.backends
+def test_the_health_row_shows_the_bridges(otelcol, reporter, tmp_path):
+    """A real Prometheus that has the metrics of a real bridge answers every query about bridges."""
+    queries = list_queries("Bridges")
+    with ExitStack() as started:
+        prometheus = started.enter_context(Prometheus(tmp_path))
+        collector = started.enter_context(
+            KitCollector(
+                otelcol, tmp_path / "one", "guard", "local", environ={"TBOT_EVENTS_FILE": str(tmp_path / "events")}
+            )
+        )
+        bridge = started.enter_context(
+            BridgeProcess(
+                {
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+                    "OTEL_METRICS_EXPORTER": "otlp",
+                    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{prometheus.url}/api/v1/otlp/v1/metrics",
+                    "OTEL_METRIC_EXPORT_INTERVAL": "500",
+                }
+            )
+        )
+        environ = {**CONSENT, "TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS": bridge.url}
+
+        def list_empty():
+            subprocess.run([reporter], env=environ, stdout=subprocess.DEVNULL, check=True)
+            requests.post(bridge.url + PROCEDURE, data=b"no report", headers=HEADERS, timeout=60)
+            return [key for key, query in queries.items() if not prometheus.query(query)]
+
+        poll_until(lambda: not list_empty(), waiting_for="every query to find something")
+        reasons = [one["metric"]["reason"] for one in prometheus.query(queries[BRIDGE_REPORTS, "rejected: {{reason}}"])]
+
+    assert 5 == len(queries)
+    assert ["invalid_argument"] == reasons
+
+
+@pytest.mark.backends
+def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
+    """A real Prometheus that scrapes a real collector answers every query about collectors, failed sends included."""
+    queries = list_queries("Collectors")
     port = find_free_port()
     prometheus = ScrapingPrometheus(tmp_path)
     prometheus.targets = [f"127.0.0.1:{port}"]
