@@ -136,7 +136,7 @@ def test_a_web_page_is_a_problem():
     ],
 )
 def test_a_grpc_rejection_is_a_problem_unless_the_request_was_only_empty(code, level):
-    """The same over grpc, by status."""
+    """gRPC statuses are judged like those of HTTP."""
     with OtlpGrpcServer(code=grpc.StatusCode[code]) as server:
         environ = {f"{OTLP}_ENDPOINT": server.url, f"{OTLP}_PROTOCOL": "grpc"}
         finding = find(examine(ON | environ), "collector")
@@ -200,7 +200,7 @@ def test_an_unknown_host_is_a_problem_of_its_name():
 
 
 def test_a_silent_collector_is_a_problem_after_some_seconds():
-    """There is an end to waiting."""
+    """doctor stops waiting."""
     with silent_server() as server:
         finding = find(examine(ON | {f"{OTLP}_ENDPOINT": server.url}), "collector")
 
@@ -333,7 +333,7 @@ def test_each_response_at_the_address_is_told_apart(response, level, text):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", f"ftp://{CANARY}", CANARY, f"http://[{CANARY}"])
 def test_an_address_that_is_not_a_url_is_a_problem(address):
-    """It is not repeated."""
+    """The address is not repeated."""
     finding = find(examine(ON | {ADDRESS: address}), ADDRESS)
 
     assert ("problem", "is not an http:// or https:// URL") == (finding.level, finding.text)
@@ -543,7 +543,7 @@ def test_missing_bytecode_is_a_warning_if_it_cannot_be_written(is_writable, tmp_
 
 
 def test_threads_of_a_trial_do_not_stay():
-    """After a healthy trial no thread of ours runs on."""
+    """After a healthy trial, no thread that it started is left."""
     with OtlpHttpServer() as server:
         examine(ON | {f"{OTLP}_ENDPOINT": server.url})
 

@@ -101,7 +101,7 @@ def test_a_pipe_that_is_closed_before_the_result_is_sigpipe(tmp_path):
     [("preview", 0), ("doctor", 0), ("emit", 0), ("demo", 0), ("--help", 0), ("emit --x", 2), ("preview -c /x", 2)],
 )
 def test_closed_streams_change_no_status(arguments, status, closed):
-    """Nobody may want the output: a closed stream is not an error, and gets no traceback."""
+    """A caller who closes a stream does not want its output: that is not an error, and there is no traceback."""
     finished = run_in_shell(f'"$OTEL_TBOT" {arguments} {closed}')
 
     assert status == finished.returncode

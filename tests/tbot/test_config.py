@@ -125,8 +125,8 @@ def to_tuple(event):
 
 
 @pytest.mark.parametrize(("text", "expected"), FILES.values(), ids=FILES)
-def test_files_of_every_kind_count_right(text, expected, tmp_path):
-    """v1 and v2, every type that tbot has and one that nobody knows yet; as a file, and in TBOT_CONFIG."""
+def test_files_of_every_kind_are_counted_correctly(text, expected, tmp_path):
+    """v1 and v2, every type that tbot has and an unknown one; as a file, and in TBOT_CONFIG."""
     path = tmp_path / "tbot.yaml"
     path.write_text(text)
     encoded = base64.encodebytes(text.encode()).decode()
@@ -141,7 +141,7 @@ def test_files_of_every_kind_count_right(text, expected, tmp_path):
 
 
 def test_the_event_holds_nothing_else_of_a_file():
-    """Of a file full of canaries, none is in the event."""
+    """The files are full of canaries, and the event has none of them."""
     for text, _ in FILES.values():
         assert "canary" not in str(parse_config(text.encode(), source="x"))
 
@@ -191,7 +191,7 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "line", "rule"), BAD.values(), ids=BAD)
 def test_a_bad_file_is_an_error_with_file_line_and_remedy(text, line, rule):
-    """One line: place, line, rule, remedy; nothing of the file."""
+    """The message is one line with file, line, rule and remedy, and nothing of the content."""
     with pytest.raises(TbotConfigError) as raised:
         parse_config(text.encode(), source="tbot.yaml")
     message = str(raised.value)
@@ -203,7 +203,7 @@ def test_a_bad_file_is_an_error_with_file_line_and_remedy(text, line, rule):
     assert (2, line, "tbot.yaml") == (raised.value.exit_status, raised.value.line, raised.value.source)
 
 
-def test_aliases_that_explode_are_refused_at_once():
+def test_aliases_that_explode_are_rejected_at_once():
     """A billion laughs is an error of one line, and takes next to no memory."""
     levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -213,13 +213,13 @@ def test_aliases_that_explode_are_refused_at_once():
     assert 64 * 1024 > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
-def test_text_that_is_not_utf_8_is_refused_with_its_line():
+def test_text_that_is_not_utf_8_is_rejected_with_its_line():
     """The line of the first bad byte is named."""
     with pytest.raises(TbotConfigError, match=r"^x:3: not UTF-8; save it as UTF-8$"):
         parse_config(b"version: v2\n\nx: \xff\n", source="x")
 
 
-def test_a_file_of_100_mb_is_refused_and_not_read(tmp_path):
+def test_a_file_of_100_mb_is_rejected_without_reading_it(tmp_path):
     """The limit is reached after 1 MiB; a file just within it is read."""
     path = tmp_path / "large.yaml"
     with path.open("wb") as file:
@@ -234,7 +234,7 @@ def test_a_file_of_100_mb_is_refused_and_not_read(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
-    """Missing, a folder, a name that is none: the path as it was given, the reason, and what to check."""
+    """Missing, a folder, an invalid name: the message has the path as it was given, the reason, and what to check."""
     for path, reason in (
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),
@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("encoded", [CANARY, "====", "dmVyc2lvbjogdjI", "ü"])
-def test_a_variable_that_is_not_base64_is_refused(encoded):
+def test_a_variable_that_is_not_base64_is_rejected(encoded):
     """TBOT_CONFIG is named, its value is not."""
     with pytest.raises(TbotConfigError) as raised:
         read_event(StartFlags(), {"TBOT_CONFIG": encoded})
@@ -256,8 +256,8 @@ def test_a_variable_that_is_not_base64_is_refused(encoded):
     assert "TBOT_CONFIG: not base64; encode the file, for example with `base64`" == str(raised.value)
 
 
-def test_two_configurations_at_once_are_refused():
-    """A file and TBOT_CONFIG: which one tbot takes is not ours to guess."""
+def test_two_configurations_at_once_are_rejected():
+    """A file and TBOT_CONFIG: otel-tbot does not guess which one tbot reads."""
     with pytest.raises(TbotConfigError, match=r"^TBOT_CONFIG: set together with --config; remove one"):
         read_event(StartFlags(config_path="x"), {"TBOT_CONFIG": "eA=="})
 
@@ -288,8 +288,8 @@ def test_flags_change_the_event_as_they_change_tbot(flags, expected):
     assert expected == apply_flags(BASE, flags)
 
 
-def test_no_oneshot_takes_back_what_the_file_says():
-    """--no-oneshot is tbot's too."""
+def test_no_oneshot_comes_before_the_file():
+    """tbot has --no-oneshot too."""
     assert not apply_flags(TbotConfig(is_one_shot=True), StartFlags(is_one_shot=False)).is_one_shot
 
 
@@ -311,7 +311,7 @@ def test_a_token_in_the_environment_replaces_the_onboarding_section():
 
 
 def test_the_helper_comes_from_the_flags_or_from_tbot_s_own_variables():
-    """What is known of version and helper is taken, and the rest left out."""
+    """Version and helper are used if they are known, and left out otherwise."""
     environ = {"_TBOT_TELEMETRY_HELPER": "gha:x/y", "_TBOT_TELEMETRY_HELPER_VERSION": "v1"}
 
     event = read_event(StartFlags(), environ, version="18.4.1")
@@ -343,8 +343,8 @@ def test_a_join_uri_carries_every_join_method(kind, method):
         f"tbot+proxy+token:{CANARY}@x",
     ],
 )
-def test_a_join_uri_that_is_none_is_refused_without_repeating_it(uri):
-    """The form is said, the URI is not: it holds a token."""
+def test_an_invalid_join_uri_is_rejected_without_repeating_it(uri):
+    """The message gives the form and not the URI, which holds a token."""
     with pytest.raises(
         TbotConfigError, match=r"^x: not a join URI; write tbot\+proxy\+METHOD://TOKEN@HOST:PORT"
     ) as raised:
@@ -354,7 +354,7 @@ def test_a_join_uri_that_is_none_is_refused_without_repeating_it(uri):
 
 
 def test_an_unknown_method_in_a_join_uri_becomes_other():
-    """A method of a later tbot is counted, its name does not travel; spellings that tbot takes are known."""
+    """A method of a later tbot is counted without its name; spellings that tbot accepts are known."""
     assert "_OTHER" == parse_join_uri(f"tbot+proxy+{CANARY}://x@y", source="x")
     assert "bound_keypair" == parse_join_uri("tbot+proxy+boundkeypair://x@y", source="x")
 
@@ -375,7 +375,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 def test_generated_files_count_as_an_independent_count_says(
     outputs, services, join_method, is_one_shot, noise, is_flow
 ):
-    """Whatever stands in the other fields and however it is written, the counts are those of the lists."""
+    """The counts are those of the lists, whatever the other fields are and however the file is written."""
     file = {
         "version": "v2",
         "onboarding": {"join_method": join_method, "token": noise},

@@ -69,21 +69,21 @@ def test_every_field_has_its_place():
 
 
 @pytest.mark.parametrize("number", [0, 3, -1, 2**31 - 1])
-def test_a_run_mode_that_nobody_knows_is_refused(number):
-    """The unspecified mode, and those of later versions, are no mode."""
+def test_an_unknown_run_mode_is_rejected(number):
+    """The unspecified mode and those of later versions are invalid."""
     with pytest.raises(EventError, match=r"^run_mode: must be one of one-shot, daemon$"):
         parse_report(a_report(run_mode=number))
 
 
-def test_a_report_without_an_event_is_refused():
-    """A report that holds no event, or one that came after this version, is refused."""
+def test_a_report_without_an_event_is_rejected():
+    """A report without an event, or with one of a later version, is rejected."""
     for report in (SubmitTbotEventRequest(), SubmitTbotEventRequest.FromString(b"\x82\x01\x06canary")):
         with pytest.raises(EventError, match=r"^event: must be a start; no other event is known$"):
             parse_report(report)
 
 
-def test_fields_that_nobody_knows_are_ignored():
-    """tbot will grow: what a later version adds changes nothing, and does not travel."""
+def test_unknown_fields_are_ignored():
+    """A field that a later tbot adds changes nothing, and is not sent."""
     known = a_report()
     grown = SubmitTbotEventRequest.FromString(known.SerializeToString() + b"\x7a\x06canary" + b"\x1a\x08\x7a\x06canary")
 
@@ -91,7 +91,7 @@ def test_fields_that_nobody_knows_are_ignored():
 
 
 def test_the_report_s_own_time_is_not_read():
-    """By how much a clock is wrong tells one machine from another."""
+    """The error of a clock is a fingerprint of its machine."""
     report = a_report()
     timed = SubmitTbotEventRequest.FromString(report.SerializeToString())
     timed.timestamp.FromSeconds(1)
@@ -100,7 +100,7 @@ def test_the_report_s_own_time_is_not_read():
     assert not to_report(parse_report(timed)).HasField("timestamp")
 
 
-def test_all_faults_of_a_report_are_said_without_values():
+def test_all_errors_of_a_report_are_named_without_values():
     """Every field that breaks its rule is named, and no value."""
     report = a_report(run_mode=7, destinations_database=-987)
     report.distinct_id = "canary"
