@@ -464,11 +464,8 @@ class _CollectorTrial(_Trial):
 
     def _find_reason(self, status: str) -> tuple[str, str]:
         """Connects, TLS included, and sends nothing; returns what failed, and a remedy."""
-        from otel_tbot.otlp.http_transport import HttpTransport
-
-        transport = HttpTransport(self._config, user_agent="")
         try:
-            transport.connect(time.monotonic() + _STEP_SECONDS)
+            self._connect()
         except socket.gaierror as error:
             return f"the host name has no address ({_describe_error(error)})", "check the host in the endpoint"
         except ssl.SSLCertVerificationError as error:
@@ -477,10 +474,19 @@ class _CollectorTrial(_Trial):
             return f"TLS fails ({error.reason or type(error).__name__})", "check that TLS is spoken at this port"
         except (OSError, ValueError) as error:
             return _describe_error(error), "check that the collector listens there, and the firewalls on the path"
-        finally:
-            transport.close()
         reason = "it closes the connection, or speaks another protocol"
         return f"{reason}{f' ({status})' if status else ''}", "check protocol and port, and the log of the collector"
+
+    def _connect(self) -> None:
+        from otel_tbot.otlp.tls import build_context
+
+        endpoint = self._config.endpoint
+        if endpoint is None:
+            return
+        with socket.create_connection((endpoint.host, endpoint.port), _STEP_SECONDS) as connection:
+            if self._config.is_tls:
+                host = endpoint.host.partition("%")[0]
+                build_context(self._config).wrap_socket(connection, server_hostname=host).close()
 
 
 def _describe_error(error: Exception) -> str:
