@@ -169,10 +169,9 @@ class _Filter:
 
     def _build(self) -> Any:
         """Returns OpenTelemetry's OTLP exporter; None, after a warning, if a setting keeps it from being built."""
-        variable, text = settings.PROTOCOL.find(os.environ, self._signal)
-        if text and text not in settings.PROTOCOLS:
-            rule = f"must be {settings.PROTOCOL.rule}; using {settings.PROTOCOL.default_text}"
-            self._warn_once("protocol", f"{variable}: {rule}")
+        for setting in (settings.PROTOCOL, settings.COMPRESSION):
+            if warning := setting.find_warning(os.environ, self._signal):
+                self._warn_once(setting.name, warning)
         try:
             return build_exporter(self._signal, self._arguments, os.environ)
         except Exception as error:  # noqa: BLE001  # a setting must not keep the host from starting

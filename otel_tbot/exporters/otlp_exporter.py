@@ -83,7 +83,7 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
 def build_exporter(signal: str, arguments: Mapping[str, object], environ: Mapping[str, str]) -> Any:
     """Returns OpenTelemetry's OTLP exporter; what *arguments*, already checked, leave out it takes from its variables.
 
-    *environ* decides the protocol if *arguments* do not.
+    *environ* decides the protocol and the compression if *arguments* do not.
 
     Raises whatever that exporter raises for a malformed variable, or OSError for a file that cannot be read.
     """
@@ -101,8 +101,9 @@ def build_exporter(signal: str, arguments: Mapping[str, object], environ: Mappin
     else:
         package, compressions = "http", import_module("opentelemetry.exporter.otlp.proto.http").Compression
         options |= {"session": _open_session(), **{option: tls.get(name) for name, option in _FILES.items()}}
-    if "compression" in given:
-        options["compression"] = compressions[_COMPRESSIONS[given["compression"]]]
+    # Not left to the variable: OpenTelemetry's gRPC exporter raises for its value `none`.
+    compression = given.get("compression", settings.COMPRESSION.resolve(environ, signal))
+    options["compression"] = compressions[_COMPRESSIONS[compression]]
     module, name = _EXPORTERS[signal]
     return getattr(import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)(**options)
 

@@ -646,6 +646,23 @@ def test_each_compression_is_understood(protocol, value, monkeypatch):
 
 
 @pytest.mark.usefixtures("opted_in")
+@pytest.mark.parametrize(("value", "warnings"), [("none", 0), ("gzip", 0), ("deflate", 0), (CANARY, 1)])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_each_compression_of_the_variable_delivers(protocol, value, warnings, monkeypatch, caplog):
+    """OpenTelemetry's gRPC exporter alone would raise for `none` and `deflate`; a malformed value is a warning."""
+    with server_of(protocol) as server:
+        for name, text in {"PROTOCOL": protocol, "ENDPOINT": server.url, "COMPRESSION": value}.items():
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", text)
+        exporter = TbotLogRecordExporter()
+
+        assert LogRecordExportResult.SUCCESS is exporter.export(memory_of_one_start())
+        exporter.shutdown()
+    assert 1 == len(server.requests)
+    assert warnings == len(caplog.messages)
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.usefixtures("opted_in")
 @pytest.mark.parametrize("headers", [{"X-Token": "a,b"}, [{"name": "X-Token", "value": "a,b"}]], ids=["map", "list"])
 def test_headers_are_a_map_or_a_list(headers):
     """Both shapes arrive; a comma in a value is part of it."""
