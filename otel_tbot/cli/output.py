@@ -91,7 +91,7 @@ def print_message(command: str, text: str) -> None:
     encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
     try:
         if os.isatty(2):
-            line = to_paragraph(line, width=os.get_terminal_size(2).columns, indent="  ")
+            line = to_paragraph(line, width=min(os.get_terminal_size(2).columns, MAX_WIDTH), indent="  ")
         # Not through sys.stderr: what it cannot write, it would try to write again at the end.
         os.write(2, f"{_to_encodable(line, encoding)}\n".encode(encoding))
     except OSError:

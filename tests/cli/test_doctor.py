@@ -290,7 +290,7 @@ def test_a_slow_relay_is_a_warning():
     relay = find(findings, "relay")
 
     assert "warning" == relay.level
-    assert "takes most of the 0.061 s that a one-shot tbot waits, so events may be lost" == relay.text
+    assert "needs more than half of the 0.061 s that a one-shot tbot waits, so events may be lost" == relay.text
     assert "raise OTEL_TBOT_TIMEOUT" in relay.remedy
 
 

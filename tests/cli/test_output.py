@@ -158,6 +158,17 @@ def test_an_argument_that_is_not_text_is_shown_escaped():
     assert finished.stderr.startswith("otel-tbot: preview: /x\\udcff: cannot be read (No such file or directory)")
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_message_is_one_line_in_a_pipe_and_wrapped_between_words_on_a_terminal(columns):
+    """The words are the same, and no line is wider than the terminal, or than is easy to read."""
+    line = run_command("preview", "--tbot-version", "x", "--onshot").stderr
+    _, shown = run_on_terminal("preview", "--tbot-version", "x", "--onshot", columns=columns)
+
+    assert 1 == line.count("\n")
+    assert line.split() == shown.split()
+    assert min(columns, 100) >= max(map(len, shown.splitlines()))
+
+
 def test_a_row_wraps_its_text_next_to_its_name_or_below_it():
     """On a narrow screen the text goes below the name."""
     text = "one two three four five six seven eight nine"
