@@ -23,6 +23,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
     FieldColorModeId,
+    GridPos,
     Panel,
     VariableModel,
     VariableOption,
@@ -343,7 +344,13 @@ def to_dashboard(store: Store) -> dict[str, Any]:
         .variables(_build_variables(store))
         .with_row(builders.Row("Starts"))
     )
-    for panel in (_build_total(store), _build_starts_over_time(store), _build_versions(store), _build_shares(store)):
+    for panel in (
+        _build_total(store),
+        _build_sparkline(store),
+        _build_starts_over_time(store).grid_pos(GridPos(x=4, y=1, w=20, h=8)),
+        _build_versions(store),
+        _build_shares(store),
+    ):
         built.with_panel(panel)
     built.with_row(builders.Row("How tbot is started, and what for"))
     for panel in (
@@ -447,22 +454,34 @@ def _finish(panel: Any, store: Store, title: str, description: str, questions: S
 
 
 def _build_total(store: Store) -> Any:
-    # Loki's windows end at each point, so the sum of a sparkline's points would not be the exact count.
-    is_over_time = store.name != "Loki"
-    mode = common_models.BigValueGraphMode.AREA if is_over_time else common_models.BigValueGraphMode.NONE
     panel = (
         stat.Panel()
         .unit("none")
         .decimals(0)
-        .graph_mode(mode)
+        .graph_mode(common_models.BigValueGraphMode.NONE)
         .color_mode(common_models.BigValueColorMode.NONE)
-        .reduce_options(common.ReduceDataOptions().calcs(["sum" if is_over_time else "lastNotNull"]))
-        .max_data_points(100)
-        .height(8)
-        .span(4)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .grid_pos(GridPos(x=0, y=1, w=4, h=4))
     )
-    question = Question(legend="starts", is_over_time=is_over_time)
+    question = Question(legend="starts")
     return _finish(panel, store, "Starts", "How often tbot started in the time range shown.", [question])
+
+
+def _build_sparkline(store: Store) -> Any:
+    # Without a number: Loki counts into windows that end at each point, so their sum is not the exact count above.
+    panel = (
+        stat.Panel()
+        .unit("none")
+        .decimals(0)
+        .text_mode(common_models.BigValueTextMode.NONE)
+        .graph_mode(common_models.BigValueGraphMode.AREA)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .max_data_points(60)
+        .interval("1m")
+        .grid_pos(GridPos(x=0, y=5, w=4, h=4))
+    )
+    text = "How the number above came together over the time range; the chart next to it has the scale."
+    return _finish(panel, store, "Trend of starts", text, [Question(legend="starts", is_over_time=True)])
 
 
 def _build_bars(store: Store, title: str, description: str, question: Question, *, span: int) -> Any:

@@ -25,6 +25,7 @@ REMOTE: Final = 2
 
 EXPECTED: Final[dict[str, dict[str, float]]] = {
     "Starts": {"starts": 11},
+    "Trend of starts": {"starts": 11},
     "Starts over time": {"one-shot": 5, "daemon": 6},
     "Versions over time": {"18.4.1": 7, "17.0.0": 2, "unknown": 1, "_OTHER": 1},
     "Versions in the last 24 hours": {"18.4.1": 7, "17.0.0": 2, "unknown": 1, "_OTHER": 1},
