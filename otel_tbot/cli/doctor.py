@@ -331,7 +331,8 @@ def _try_relay(environ: Mapping[str, str], config: OtlpConfig) -> Finding:
         remedy = "correct this; until then `otel-tbot run` starts tbot without a relay, and its event is lost"
         return Finding(level="problem", subject="relay", text=f"cannot be used: {result}", remedy=remedy)
     if result > config.timeout_seconds / 2:
-        text = f"needs more than half of the {config.timeout_seconds:g} s that a one-shot tbot waits, so events may be lost"
+        limit = f"{config.timeout_seconds:g} s"
+        text = f"needs more than half of the {limit} that a one-shot tbot waits, so events may be lost"
         remedy = f"raise {settings.TIMEOUT.name}, give it more CPU, or compile bytecode (--compile-bytecode)"
         return Finding(level="warning", subject="relay", text=text, remedy=remedy, seconds=result)
     return Finding(level="ok", subject="relay", text="starts, and could send an event", seconds=result)
