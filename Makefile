@@ -125,24 +125,18 @@ PACKAGE_prometheus := github.com/prometheus/prometheus/cmd/prometheus
 PACKAGE_jaeger := github.com/jaegertracing/jaeger/cmd/jaeger
 
 .PHONY: chart
-chart: build/helm build/promtool build/kubectl ## Build Helm, promtool and kubectl for `make test-backends`, once
+chart: build/helm build/promtool ## Build Helm, kubectl and promtool for `make test-backends`, once
 
-build/helm: go/helm/go.mod go/helm/go.sum
-	@echo "building Helm: a few minutes, once"
+# With Helm come kubectl, from modules that Helm has anyway, and the check of the Prometheus Operator's objects.
+build/helm: go/helm/go.mod go/helm/go.sum $(wildcard go/helm/*/*.go)
+	@echo "building Helm and kubectl: a few minutes, once"
 	@mkdir -p build
-	cd go/helm && go build -o ../../build/helm helm.sh/helm/v4/cmd/helm
+	cd go/helm && go build -o ../../build/ ./check-operator-objects ./kubectl helm.sh/helm/v4/cmd/helm
 
 build/promtool: go/backends/prometheus/go.mod go/backends/prometheus/go.sum
 	@echo "building promtool: a few minutes, once"
 	@mkdir -p build
 	cd go/backends/prometheus && go build -o ../../../build/promtool github.com/prometheus/prometheus/cmd/promtool
-
-# With kubectl comes the check of the Prometheus Operator's objects, which are not in Kubernetes' own schemas.
-build/kubectl: $(wildcard go/kubernetes/*/*.go) go/kubernetes/go.mod go/kubernetes/go.sum
-	@echo "building kubectl: a few minutes, once"
-	@mkdir -p build
-	cd go/kubernetes && go build -o ../../build/ ./check-operator-objects ./kubectl
-	@touch $@
 
 .PHONY: backends
 backends: build/backends/prometheus build/backends/jaeger ## Build Prometheus and Jaeger for `make test-backends`, once

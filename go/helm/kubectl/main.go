@@ -1,4 +1,4 @@
-// Command kubectl is kubectl, from the module that Helm is built with.
+// Command kubectl is Kubernetes' own kubectl, from the modules that Helm is built with.
 package main
 
 import (
