@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from tests.support.checkout import HELM, KUBECTL, OPERATOR_CHECK, PROMTOOL, REPORTER, find_collector, skip_or_fail
+from tests.support.processes import end_started
 
 # Hypothesis asserts 200 ms an example unless told otherwise; only benchmarks/ asserts times.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -32,6 +34,13 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OTEL_", "TELEPORT_", "_TBOT_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _ended_commands() -> Iterator[None]:
+    """Ends the commands that a test started behind `run`, and closes their pipes."""
+    yield
+    end_started()
 
 
 @pytest.fixture(scope="session")

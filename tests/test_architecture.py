@@ -1,4 +1,4 @@
-"""The table of DESIGN.md: which room may import which, what knows OpenTelemetry, and what stays light."""
+"""Checks which folder or module may import which, which import OpenTelemetry, and which stay light."""
 
 import subprocess
 from pathlib import Path
@@ -13,9 +13,9 @@ GRAPH = read_graph()
 MAX_LEVEL = 6  # seven levels
 
 VALUES = {"consent", "settings", "event", "outcome", "errors", "_version"}
-ROOMS = ("tbot", "otlp", "relay", "bridge", "exporters", "cli")
+FOLDERS = ("tbot", "otlp", "relay", "bridge", "exporters", "cli")
 
-# What each room, or each module at the top, may import outside itself, at its top or inside a function.
+# What each folder, or each module at the top, may import outside itself, also inside a function.
 ALLOWED = {
     "": {"_version", "consent", "delivery", "errors", "event", "exporters", "outcome"},
     "__main__": {"cli", "launcher"},
@@ -36,9 +36,9 @@ ALLOWED = {
 }
 
 # The folders that may import OpenTelemetry, gRPC or a server; a module at the top never does.
-KNOW_OPENTELEMETRY = {"otlp", "exporters", "bridge"}
+MAY_IMPORT_OPENTELEMETRY = {"otlp", "exporters", "bridge"}
 
-# On tbot's start path: what the interpreter has loaded, and what only telemetry that is on needs.
+# The start path of tbot: modules that the interpreter has loaded anyway, or that are imported only with telemetry on.
 START_PATH = {
     "": {"importlib"},
     "__main__": {"sys", "_signal"},
@@ -48,56 +48,56 @@ START_PATH = {
 }
 
 
-def room_of(module):
-    """The folder that *module* is in, or its own name at the top."""
-    room = module.partition(".")[0]
-    return room if room in ROOMS else module
+def folder_of(module):
+    """Returns the folder of *module*, or the name of a module at the top."""
+    folder = module.partition(".")[0]
+    return folder if folder in FOLDERS else module
 
 
-def test_the_table_names_every_room_and_no_other():
-    """A new module at the top, or a new folder, gets a row."""
-    assert sorted(ALLOWED) == sorted({room_of(module) for module in MODULES})
+def test_the_table_has_a_row_for_each_folder_and_no_other():
+    """A new folder, or a new module at the top, needs a row."""
+    assert sorted(ALLOWED) == sorted({folder_of(module) for module in MODULES})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_the_rooms_that_the_table_allows(module):
+def test_a_module_imports_only_what_the_table_allows(module):
     """No import runs upward."""
-    room = room_of(module)
+    folder = folder_of(module)
 
-    assert not {room_of(imported) for imported in GRAPH[module]} - ALLOWED[room] - {room}
+    assert not {folder_of(imported) for imported in GRAPH[module]} - ALLOWED[folder] - {folder}
 
 
 def test_the_imports_have_no_circle_and_few_levels():
-    """Each module can be read after those that it imports, and the longest way is short."""
+    """Each module can be read after those that it imports, and the longest chain of imports is short."""
     assert [] == find_circle(GRAPH)
     assert max(to_levels(GRAPH).values()) <= MAX_LEVEL
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_some_rooms_know_opentelemetry(module):
-    """OpenTelemetry and gRPC are imported where requests and records are made, and for the bridge's own metrics."""
+def test_only_some_folders_import_opentelemetry(module):
+    """Only the code that makes requests and records, and the bridge's metrics, import OpenTelemetry and gRPC."""
     _, others = read_imports(MODULES[module])
 
-    assert not {"opentelemetry", "grpc", "requests"} & others or room_of(module) in KNOW_OPENTELEMETRY
+    assert not {"opentelemetry", "grpc", "requests"} & others or folder_of(module) in MAY_IMPORT_OPENTELEMETRY
 
 
 @pytest.mark.parametrize(("module", "allowed"), START_PATH.items())
 def test_the_start_path_imports_almost_nothing(module, allowed):
-    """What runs before tbot imports only what the interpreter has loaded, or what telemetry that is on needs."""
+    """Code that runs before tbot imports only loaded modules, or modules that telemetry needs if it is on."""
     _, others = read_imports(MODULES[module])
 
     assert not others - allowed
 
 
 def test_only_the_entry_point_imports_the_command_line():
-    """The command line is at the end: outside its folder only `python -m otel_tbot` imports it."""
-    importers = {module for module, imports in GRAPH.items() if "cli" in {room_of(name) for name in imports}}
+    """Outside its folder, only `python -m otel_tbot` imports the command line."""
+    importers = {module for module, imports in GRAPH.items() if "cli" in {folder_of(name) for name in imports}}
 
-    assert {"__main__"} == {module for module in importers if room_of(module) != "cli"}
+    assert {"__main__"} == {module for module in importers if folder_of(module) != "cli"}
 
 
 def test_nothing_names_a_machine_or_a_registry():
-    """No tracked file holds a path of a machine or a package registry's address."""
+    """No tracked file contains a path of a machine or the address of a package registry."""
     suspicious = ("/" + "root/", "/" + "home/", "/" + "work/", "pypi" + ".org/simple", "files.python" + "hosted")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")

@@ -41,7 +41,7 @@ PHRASES: Final = {
 
 NAMES: Final = (
     r"doorkeeper|\bDoor\b|GroupCommit|GroupSender|load_encoder|load_judge|_NEVER_AGAIN|_ANYWHERE|_recall_attribute|stand_in|"
-    r"yaml_tree|\b_Gate\b|RefusedError|to_answer|_UNUSABLE|_TOO_LATE|no_context|OtlpSender|_TimedSender|\bgive_up\b|"
+    r"yaml_tree|\b_Gate\b|\bRefusedError|to_answer|_UNUSABLE|_TOO_LATE|no_context|OtlpSender|_TimedSender|\bgive_up\b|"
     r"_say_once|find_faults?\b|\bNOWHERE\b|begin_in_child|wait_no_more|watch_no_more|_cut_off|_become_relay|_examine_traps"
 )
 """Retired names of the code."""

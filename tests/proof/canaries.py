@@ -1,4 +1,4 @@
-"""Canaries: random words to plant where a host, a user or a cluster is named, and the search for them in bytes."""
+"""Makes canaries, random words for the names of a host, a user or a cluster, and searches for them in bytes."""
 
 import base64
 import json
@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# What OpenTelemetry, requests, grpc, Kubernetes, cloud detectors, CI systems, shells and Teleport read or set. Where a
-# reader checks the form of a value, _FORMS has it.
+# Variables that OpenTelemetry, requests, grpc, Kubernetes, clouds, CI systems, shells and Teleport read or set. If
+# a reader checks the form of a value, _FORMS has that form.
 PLAIN_VARIABLES = (
     # Shell, session and container.
     *("HOSTNAME", "HOST", "COMPUTERNAME", "USERDOMAIN", "LOGNAME", "USER", "USERNAME", "SUDO_USER", "MAIL", "EMAIL"),
@@ -55,7 +55,7 @@ PLAIN_VARIABLES = (
     *("GRPC_PROXY_EXP", "NO_GRPC_PROXY", "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS"),
 )  # fmt: skip
 _FORMS = {
-    # A handshake's secrets would go to the file; in the case's own folder it is looked for afterwards.
+    # The secrets of TLS handshakes would be written to this file.
     "SSLKEYLOGFILE": "/nonexistent/{}",
     "TRACEPARENT": "00-{hex32}-{hex16}-01",
     "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS": "",
@@ -65,24 +65,24 @@ _FORMS = {
 
 
 class Canaries:
-    """Random words, each for one place, and where they were found."""
+    """Makes random words, each for one place, and finds them."""
 
     def __init__(self) -> None:
         self.words: dict[str, str] = {}
 
     def make(self, place: str) -> str:
-        """A new word for *place*: a letter and 20 hexadecimal digits, so a host name, a path and a user's name."""
+        """Returns a new word for *place*: a letter and 20 hexadecimal digits, valid as a host, path or user name."""
         self.words[place] = f"c{secrets.token_hex(10)}"
         return self.words[place]
 
     def to_environ(self) -> dict[str, str]:
-        """Every variable that names a host, a user, a cluster or a build, and those that put more on a resource."""
+        """Returns every variable that names a host, a user, a cluster or a build, or adds to a resource."""
         environ = {}
         for name in PLAIN_VARIABLES:
             word = self.make(name)
             form = _FORMS.get(name, "{}")
             environ[name] = form.format(word, hex32=word[1:].ljust(32, "a"), hex16=word[1:17])
-        # In hexadecimal alone, as trace ids are.
+        # Without the letter, because trace ids are hexadecimal.
         self.words["TRACEPARENT"] = environ["TRACEPARENT"][3:23]
         keys = (
             "host.name",
@@ -107,7 +107,7 @@ class Canaries:
         return {name: value for name, value in environ.items() if value or name == "NO_PROXY"}
 
     def to_tbot_yaml(self) -> str:
-        """A configuration of tbot with a canary in every string that it may hold."""
+        """Returns a configuration of tbot with a canary in every string that it can hold."""
         make = self.make
         config = {
             "version": "v2",
@@ -147,7 +147,7 @@ class Canaries:
         return json.dumps(config)
 
     def find(self, *texts: bytes, but: Mapping[str, object] | tuple[str, ...] = ()) -> list[str]:
-        """The places whose canaries are in *texts*, in any of the forms of `to_forms`, without those in *but*."""
+        """Returns the places whose canaries are in *texts* in any form of `to_forms`, without the places in *but*."""
         lowered = b"\0".join(texts).lower()
         as_sent = b"\0".join(texts)
         return [
@@ -160,19 +160,19 @@ class Canaries:
 
 
 def to_forms(word: str) -> Iterator[tuple[str, bytes]]:
-    """*word* as it may be written: as it is, backwards, in hexadecimal, and in base64 at each of three offsets."""
+    """Yields *word* as text, as text backwards, in hexadecimal, and in base64 at each of three offsets."""
     raw = word.encode()
     yield "text", raw
     yield "text backwards", raw[::-1]
     yield "hexadecimal", raw.hex().encode()
     for offset in range(3):
-        # Whole groups only: what stands at the ends depends on the neighbours.
+        # Whole groups only, because those at the ends depend on the bytes around the word.
         encoded = base64.b64encode(b"\0" * offset + raw)
         yield f"base64 at {offset}", encoded[4 if offset else 0 : -4]
 
 
 def write_home(folder: Path, canaries: Canaries) -> None:
-    """A home directory with the files that libraries read on their own."""
+    """Writes a home directory with the files that libraries read by themselves."""
     word = canaries.make("netrc login")
     secret = canaries.make("netrc password")
     hosts = ("127.0.0.1", "localhost")

@@ -1,8 +1,8 @@
-"""`python -m tests.proof.host` < PLAN: a host of its own, from which events are sent to a recorded receiver on it.
+"""Acts as a host with other names, and sends an event from it to a recorded receiver.
 
-A PLAN (JSON) says how the host is called and who is its user, which way an event is sent, and how. Started under
-`unshare --uts --net --mount`, the names are the kernel's own; the addresses and ports are the same on every host.
-The outcome (JSON) on stdout holds the bytes that came, what was written, and the session ids.
+`python -m tests.proof.host` < PLAN. The plan (JSON) has the names of the host and its user, and says how an event is
+sent. Run under `unshare --uts --net --mount`, so the kernel itself has these names; addresses and ports are the same on
+every host. The outcome (JSON) on stdout holds the received bytes, the output, and the session ids.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
 
 PORT = 4318
-"""Where the receiver listens on every host, whatever the protocol."""
+"""The port of the receiver on every host, for both protocols."""
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 def main() -> None:
-    """Becomes the host, sends, and tells."""
+    """Becomes the host, sends, and prints the outcome."""
     plan = json.load(sys.stdin)
     become(plan)
     os.environ |= plan["environ"]
@@ -45,8 +45,8 @@ def main() -> None:
         url = f"http://{plan.get('endpoint_host', '127.0.0.1')}:{proxy.port}"
         finished = send(plan, url)
         if not server.requests:
-            raise AssertionError(f"nothing came: {finished.returncode} {finished.stdout} {finished.stderr}")
-        told = {
+            raise AssertionError(f"nothing arrived: {finished.returncode} {finished.stdout} {finished.stderr}")
+        outcome = {
             "status": finished.returncode,
             "out": finished.stdout,
             "err": finished.stderr,
@@ -54,11 +54,11 @@ def main() -> None:
             "connections": [connection.hex() for connection in proxy.recording.connections],
             "host_name": socket.gethostname(),
         }
-    json.dump(told, sys.stdout)
+    json.dump(outcome, sys.stdout)
 
 
 def become(plan: Mapping[str, Any]) -> None:
-    """Takes the names of *plan*, brings up loopback and a network card, and puts its files over the machine's."""
+    """Takes the names of *plan*, starts loopback and a network card, and mounts its files over the machine's."""
     socket.sethostname(plan["host_name"])
     Path("/proc/sys/kernel/domainname").write_text(plan["domain"])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -80,7 +80,7 @@ def become(plan: Mapping[str, Any]) -> None:
             "name",
             "card1",
         ]
-        subprocess.run(card, capture_output=True, check=False)  # where there are no virtual cards, there is loopback
+        subprocess.run(card, capture_output=True, check=False)  # without virtual cards, loopback is enough
     for path, content in plan["files"].items():
         if os.path.exists(path):
             source = Path(plan["home"]) / f"over{path.replace('/', '_')}"
@@ -89,7 +89,7 @@ def become(plan: Mapping[str, Any]) -> None:
 
 
 def send(plan: Mapping[str, Any], url: str) -> "subprocess.CompletedProcess[str]":
-    """Sends one event in the plan's way; the finished command."""
+    """Sends one event as the plan says; returns the finished command."""
     way, signal, protocol = plan["way"], plan["signal"], plan["protocol"]
     more = {**plan["environ"], **plan["settings"], "OTEL_TBOT_TEST_LOG": "1"}
     environ = {
@@ -101,7 +101,7 @@ def send(plan: Mapping[str, Any], url: str) -> "subprocess.CompletedProcess[str]
         "OTEL_TBOT_TIMEOUT": "60000",
     }
     if way in (*WAYS, ORDINARY):
-        # The application's own variables come last, so that what it plants for a resource is replaced by the plan's.
+        # The plan's variables replace those that the application sets for its resource.
         return run_application(
             way,
             signal=signal,
@@ -118,7 +118,7 @@ def send(plan: Mapping[str, Any], url: str) -> "subprocess.CompletedProcess[str]
 
 
 def send_by_bridge(plan: Mapping[str, Any], environ: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Reports to a bridge on this host, as a client that tells of itself in each header there is."""
+    """Reports to a bridge on this host, as a client that names itself in every header."""
     from otel_tbot.event import TbotStart
     from otel_tbot.tbot.report import to_report
 
@@ -126,18 +126,18 @@ def send_by_bridge(plan: Mapping[str, Any], environ: Mapping[str, str]) -> "subp
     headers = {"Content-Type": "application/proto", **plan["headers"]}
     with BridgeProcess(environ) as bridge, requests.Session() as session:
         session.trust_env = False
-        answer = session.post(
+        response = session.post(
             bridge.url + PROCEDURE, data=to_report(event).SerializeToString(), headers=headers, timeout=60
         )
-    status = 0 if answer.status_code == 200 else 1
-    return subprocess.CompletedProcess([], status, "", bridge.written + answer.text)
+    status = 0 if response.status_code == 200 else 1
+    return subprocess.CompletedProcess([], status, "", bridge.written + response.text)
 
 
 def run(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a host of *plan*, in namespaces of its own; what it told."""
-    # The executable's path is one of the things that name a host.
-    own = ("unshare", "--uts", "--net", "--mount", "--")
-    command = [*own, plan["python"], "-P", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
+    """Runs the host of *plan* in new namespaces; returns its outcome."""
+    # The path of the executable can name a host, too.
+    namespaces = ("unshare", "--uts", "--net", "--mount", "--")
+    command = [*namespaces, plan["python"], "-P", "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
     command[-1] += "from tests.proof.host import main; main()"
     suite = str(Path(__file__).parent.parent.parent)
     finished = subprocess.run(
@@ -151,13 +151,13 @@ def run(plan: Mapping[str, Any]) -> dict[str, Any]:
     )
     if finished.returncode:
         raise AssertionError(finished.stderr)
-    told: dict[str, Any] = json.loads(finished.stdout)
-    told["session_ids"] = list(dict.fromkeys(told["session_ids"]))
-    return told
+    outcome: dict[str, Any] = json.loads(finished.stdout)
+    outcome["session_ids"] = list(dict.fromkeys(outcome["session_ids"]))
+    return outcome
 
 
 def new_session_id() -> str:
-    """A session id for a plan."""
+    """Returns a session id for a plan."""
     return str(uuid.uuid4())
 
 

@@ -1,4 +1,4 @@
-"""Hostile inputs from a seed: good requests, files and settings go in, damaged and invented ones come out."""
+"""Makes hostile input from a seed: valid requests, files and settings, damaged or invented."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request as it is sent."""
+    """One request, as it is sent."""
 
     method: str
     path: str
@@ -30,18 +30,18 @@ class Sent:
 
 
 class Mutator:
-    """Makes hostile things from *seed*: the same seed, the same things."""
+    """Makes hostile input from *seed*; the same seed makes the same input."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.random = random.Random(seed)  # noqa: S311  # to be had again
+        self.random = random.Random(seed)  # noqa: S311  # reproducible
 
     def draw_bytes(self, most: int = 64) -> bytes:
-        """Any bytes."""
+        """Returns arbitrary bytes."""
         return self.random.randbytes(self.random.randrange(most))
 
     def draw_text(self) -> str:
-        """A text that is awkward somewhere."""
+        """Returns a string that some parser handles badly."""
         return self.random.choice((
             *("", " ", "\0", "\n", "\r\nX: y", "\t", "\x7f", "\x1b[31m", "\u202e", "\ufeff", "\U0001f600", "%"),
             *("%00", "%s"),
@@ -53,7 +53,7 @@ class Mutator:
         ))  # fmt: skip
 
     def damage(self, data: bytes) -> bytes:
-        """*data* with some bytes changed, put in, taken out, repeated, exchanged or cut off."""
+        """Returns *data* with some bytes changed, inserted, removed, repeated or exchanged, or truncated."""
         damaged = bytearray(data)
         for _ in range(self.random.choice((1, 1, 1, 2, 3, 8))):
             place = self.random.randrange(len(damaged) + 1)
@@ -80,7 +80,7 @@ class Mutator:
         return bytes(damaged)
 
     def draw_field(self, depth: int = 0) -> bytes:
-        """A field of protobuf's wire format, known or not, of a right type or a wrong one, whole or not."""
+        """Returns a field in protobuf's wire format, known or unknown, of a right or wrong type, whole or not."""
         tag = self.random.choice((1, 2, 3, 4, 5, 9, 15, 16, 2047, 2**28, 2**29 - 1)) << 3 | self.random.randrange(8)
         head = to_varint(tag)
         match tag & 7:
@@ -98,7 +98,7 @@ class Mutator:
                 return head + self.draw_bytes(8)
 
     def draw_request(self, procedure: str) -> Sent:
-        """A request to *procedure*: most are nearly good, so that they come far."""
+        """Returns a request to *procedure*; most are nearly valid, so that they pass the first checks."""
         report = to_report(
             TbotStart(run_mode=self.random.choice(("one-shot", "daemon")), version="18.4.1", helper="a:b")
         )
@@ -153,7 +153,7 @@ class Mutator:
                 return replace(sent, body=(sent.body or b"\x22")[:1] * size)
 
     def draw_header(self) -> tuple[bytes, bytes]:
-        """A header that means something to somebody, with a value that seldom does."""
+        """Returns a header that some server interprets, with a value that is rarely valid."""
         name = self.random.choice((
             *(b"connect-timeout-ms", b"connect-protocol-version", b"content-encoding", b"accept-encoding"),
             *(b"content-type",),
@@ -171,7 +171,7 @@ class Mutator:
         return name, value
 
     def draw_headers(self, headers: Headers) -> Headers:
-        """*headers* with some left out, repeated or damaged."""
+        """Returns *headers* with some removed, repeated or damaged."""
         drawn = []
         for name, value in headers:
             match self.random.randrange(4):
@@ -186,7 +186,7 @@ class Mutator:
         return tuple(drawn)
 
     def draw_json(self, fields: dict[str, object]) -> bytes:
-        """*fields* as JSON that is wrong somewhere, in form or in content."""
+        """Returns *fields* as JSON that is wrong in form or content."""
         values: Sequence[object] = (
             *(None, True, -1, 2**31, 2**63, 1e300, "", "1", CANARY, [], {}, [[]], {"start": {}}, "\ud800"),
             *("RUN_MODE_DAEMON",),
@@ -218,7 +218,7 @@ class Mutator:
         return json.dumps(fields).encode()
 
     def draw_stream(self, sent: Sent) -> bytes:
-        """*sent* as bytes of HTTP/1.1, with a right length, a wrong one, in chunks or broken otherwise."""
+        """Returns *sent* as bytes of HTTP/1.1, with a right or wrong length, in chunks, or broken otherwise."""
         path = sent.path.encode("utf-8", "surrogateescape") or b"/"
         lines = [sent.method.encode() + b" " + path + b" HTTP/1.1", b"Host: x"]
         lines += [name + b": " + value for name, value in sent.headers]
@@ -254,7 +254,7 @@ class Mutator:
                 return stream
 
     def draw_file(self) -> bytes:
-        """A tbot.yaml: a good one, damaged; one of wrong kinds; or bytes."""
+        """Returns a tbot.yaml: a valid one, damaged; one with wrong types; or bytes."""
         good = self.random.choice(_FILES)
         match self.random.randrange(8):
             case 0 | 1 | 2:
@@ -279,7 +279,7 @@ class Mutator:
                 return self.draw_bytes(400)
 
     def draw_setting(self) -> str:
-        """The text of a variable: one that means something, damaged, or an awkward one."""
+        """Returns the value of a variable: a valid one, a damaged one, or an awkward one."""
         good = self.random.choice((
             *("http://127.0.0.1:4318", "https://[::1]:4317/v1/logs?a=b#c", "127.0.0.1:4317", "user:pw@host:1"),
             *("grpc", "http/json"),
@@ -295,7 +295,7 @@ class Mutator:
                 text = good + self.draw_text()
             case _:
                 text = self.damage(good.encode()).decode("utf-8", "surrogateescape")
-        # An environment cannot hold it.
+        # An environment cannot hold NUL.
         return text.replace("\0", "")
 
 
@@ -317,7 +317,7 @@ _ODD_VALUES = (
 
 
 def to_varint(number: int) -> bytes:
-    """*number* as protobuf writes it."""
+    """Returns *number* as a protobuf varint. Pure."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -326,5 +326,5 @@ def to_varint(number: int) -> bytes:
 
 
 def draw_seeds(count: int) -> list[int]:
-    """Seeds that are the same in every run, so that a failure is had again; a failing test shows its own."""
+    """Returns seeds that are the same in every run, so that a failure can be repeated. Pure."""
     return list(range(7000, 7000 + count))

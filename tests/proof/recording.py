@@ -1,7 +1,6 @@
-"""What a sender put on the wire: a proxy in front of a real receiver records its bytes, and they are unpacked here."""
+"""Records the bytes that a sender puts on the wire, by a proxy in front of a real receiver, and decodes them."""
 
 import gzip
-import re
 import socket
 import ssl
 import struct
@@ -20,20 +19,20 @@ _PADDED, _PRIORITY, _END_HEADERS = 0x8, 0x20, 0x4
 
 @dataclass
 class Recording:
-    """The bytes that each connection brought, in order of their beginning."""
+    """The bytes of each connection, in the order in which the connections began."""
 
     connections: list[bytearray] = field(default_factory=list)
 
     def raw(self) -> bytes:
-        """All bytes as they came."""
+        """Returns all bytes as they were received."""
         return b"\0".join(map(bytes, self.connections))
 
     def requests(self) -> "list[Request]":
-        """Every request, unpacked."""
+        """Returns every request, decompressed."""
         return [request for connection in self.connections for request in parse(bytes(connection))]
 
     def texts(self) -> list[bytes]:
-        """All bytes as they came, and all headers and bodies unpacked."""
+        """Returns all bytes as they were received, and all headers and decompressed bodies."""
         unpacked = [
             part
             for request in self.requests()
@@ -44,18 +43,18 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: its headers in order, for HTTP/1.1 with the request line as ":line", and its body unpacked."""
+    """One request: its headers in order, with the request line of HTTP/1.1 as ":line", and its decompressed body."""
 
     headers: Sequence[tuple[str, str]]
     body: bytes
 
     def named(self) -> Mapping[str, str]:
-        """Headers by name."""
+        """Returns the headers by name."""
         return dict(self.headers)
 
 
 class RecordingProxy:
-    """Passes connections on to *port* of 127.0.0.1, and keeps what the clients sent.
+    """Forwards connections to *port* of 127.0.0.1, and keeps the bytes that the clients sent.
 
     With *context*, it speaks TLS to the clients.
     """
@@ -117,16 +116,16 @@ def _pass_on(source: socket.socket, target: socket.socket, kept: bytearray | Non
                 kept += chunk
             target.sendall(chunk)
     except OSError:
-        pass  # one of the two has gone
+        pass  # one of the two has disconnected
     for end in (target, source):
         try:
             end.shutdown(socket.SHUT_WR if end is target else socket.SHUT_RD)
         except OSError:
-            pass  # it was closed already
+            pass  # it is closed already
 
 
 def parse(connection: bytes) -> Iterator[Request]:
-    """The requests in the bytes of one *connection*, HTTP/1.1 or gRPC."""
+    """Yields the requests in the bytes of one *connection*, HTTP/1.1 or gRPC."""
     if connection.startswith(_PREFACE):
         yield from _parse_http2(connection[len(_PREFACE) :])
         return
@@ -156,12 +155,12 @@ def _join_chunks(rest: bytes) -> tuple[bytes, bytes]:
 
 
 def unpack(body: bytes, encoding: str) -> bytes:
-    """*body* without its compression."""
+    """Returns *body* decompressed."""
     return {"gzip": gzip.decompress, "deflate": zlib.decompress, "identity": bytes}[encoding](body)
 
 
 def read_frames(rest: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """HTTP/2 frames: type, flags, stream, payload; an unfinished one at the end is left out."""
+    """Yields HTTP/2 frames as type, flags, stream and payload, without an unfinished one at the end."""
     while len(rest) >= 9:
         length = int.from_bytes(rest[:3], "big")
         kind, flags, stream = struct.unpack(">BBI", rest[3:9])
@@ -178,7 +177,7 @@ def _parse_http2(rest: bytes) -> Iterator[Request]:
     block = b""
     for kind, flags, stream, payload in read_frames(rest):
         if flags & _PADDED and kind in (_DATA, _HEADERS):
-            payload = payload[1 : len(payload) - payload[0]]  # noqa: PLW2901  # the frame without its padding
+            payload = payload[1 : len(payload) - payload[0]]  # noqa: PLW2901  # without its padding
         if kind in (_HEADERS, _CONTINUATION):
             block += payload[5 if kind == _HEADERS and flags & _PRIORITY else 0 :]
             if flags & _END_HEADERS:
@@ -191,17 +190,9 @@ def _parse_http2(rest: bytes) -> Iterator[Request]:
 
 
 def _to_message(body: bytes, encoding: str) -> bytes:
-    """The message of a unary gRPC request: one byte that says whether it is compressed, four of its length, itself."""
+    """Returns the message of a unary gRPC request, which has one byte for its compression and four for its length."""
     if len(body) < 5:
         return body
     length = int.from_bytes(body[1:5], "big")
     message = body[5 : 5 + length]
     return unpack(message, encoding if body[0] else "identity")
-
-
-def without_moment(body: bytes, session_ids: Sequence[str]) -> bytes:
-    """*body* with its times and the *session_ids* set to zeros, and random span and trace ids too."""
-    for session_id in session_ids:
-        body = body.replace(session_id.encode(), b"0" * len(session_id))
-    # OTLP's times are fixed64: of a log record fields 1 and 11, of a span 7 and 8.
-    return re.sub(rb"(?s)([\x09\x39\x41\x59])(.{6}[\x10-\x1f]\x1a|.{7}\x18|.{7}\x19)", rb"\1" + b"0" * 8, body)

@@ -1,6 +1,7 @@
-"""`python -m tests.proof.starts URL SIGNAL PROTOCOL COUNT`: many starts on one host, one after the other, by `emit`.
+"""Sends many starts from one host, one after the other, by `emit`.
 
-Prints, as JSON, what each became, and every file that the interpreter opened to write meanwhile.
+`python -m tests.proof.starts URL SIGNAL PROTOCOL COUNT [CERTIFICATE]` prints, as JSON, the number of each outcome, and
+every file that the interpreter opened for writing in that time.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Promise 2: on is anonymous. What a host, a user or a cluster is called occurs in no byte that leaves."""
+"""Proves promise 2: on is anonymous. No name of a host, a user or a cluster is in any byte that leaves."""
 
 import os
 import sys
@@ -19,8 +19,8 @@ KINDS = {"log": ExportLogsServiceRequest, "span": ExportTraceServiceRequest}
 HELPER = "acme:deploy"
 
 
-def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression="none"):
-    """A host whose every name is a canary, and one way of sending from it."""
+def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=""):
+    """Returns a plan for a host on which every name is a canary, and for one way to send from it."""
     word = canaries.make
     home = folder / word("home")
     home.mkdir(parents=True)
@@ -46,8 +46,8 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
         ],
         "emit": [
             *("emit", "-c", str(config), "--tbot-version", f"18.4.1-rc.1-{word('build of the version')}"),
-            *("--join-method", word("unknown join method"), "--helper", f"no helper {word('name that is none')}"),
-            *("--helper-version", word("version that is none"), "--destination-dir", f"/{word('destination')}"),
+            *("--join-method", word("unknown join method"), "--helper", f"no helper {word('invalid name')}"),
+            *("--helper-version", word("invalid version"), "--destination-dir", f"/{word('destination')}"),
         ],
         "doctor": ["doctor"],
     }
@@ -95,7 +95,6 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
             "/proc/sys/kernel/random/boot_id": f"{word('boot id')}\n",
         },
         "headers": {name: word(f"client's {name}") for name in names},
-        # PATH finds the interpreter as it is called on this host.
         "environ": {
             **canaries.to_environ(),
             "HOME": str(home),
@@ -103,17 +102,17 @@ def make_plan(folder, canaries, way, protocol, signal, reporter, *, compression=
             "USER": user,
             "PATH": "/usr/bin:/bin",
         },
-        "settings": {"OTEL_EXPORTER_OTLP_COMPRESSION": compression},
+        "settings": {"OTEL_EXPORTER_OTLP_COMPRESSION": compression} if compression else {},
     }
 
 
-def to_recording(told):
-    """The bytes that the host's receiver got."""
-    return Recording([bytearray.fromhex(connection) for connection in told["connections"]])
+def to_recording(outcome):
+    """Returns the recording of the bytes that the host's receiver got."""
+    return Recording([bytearray.fromhex(connection) for connection in outcome["connections"]])
 
 
-def without_moment(request: Request, signal: str) -> bytes:
-    """A body with the event's own time and ids, and nothing else, set to zeros."""
+def without_times_and_ids(request: Request, signal: str) -> bytes:
+    """Returns the body of *request* with the event's times and ids, and nothing else, set to zeros."""
     body = request.body
     message = KINDS[signal].FromString(body)
     for part in message.resource_logs if signal == "log" else message.resource_spans:
@@ -125,24 +124,24 @@ def without_moment(request: Request, signal: str) -> bytes:
 
 def _blank(body: bytes, record: Message) -> bytes:
     names = [name for name in record.DESCRIPTOR.fields_by_name if name.endswith("unix_nano")]
-    moments = [getattr(record, name).to_bytes(8, "little") for name in names if getattr(record, name)]
-    moments += [getattr(record, name) for name in ("trace_id", "span_id") if getattr(record, name)]
-    moments += [a.value.string_value.encode() for a in record.attributes if a.key == "session.id"]
-    assert len(moments) >= 3
-    for moment in moments:
-        body = body.replace(moment, b"0" * len(moment))
+    values = [getattr(record, name).to_bytes(8, "little") for name in names if getattr(record, name)]
+    values += [getattr(record, name) for name in ("trace_id", "span_id") if getattr(record, name)]
+    values += [a.value.string_value.encode() for a in record.attributes if a.key == "session.id"]
+    assert len(values) >= 3
+    for value in values:
+        body = body.replace(value, b"0" * len(value))
     return body
 
 
-def to_comparable_headers(request: Request, way: str):
-    """Returns all headers but the length of a compressed body, which depends on the ids in it.
+def to_comparable_headers(request: Request):
+    """Returns all headers, without the values that differ from event to event.
 
-    OpenTelemetry's exporter, behind the plug-in, adds what is left of its timeout over gRPC (docs/privacy.md).
+    The length of a compressed body depends on the ids in it. `grpc-timeout` is the time that OpenTelemetry's own
+    exporter, behind the plug-in, has left; test_documented.py checks that nothing else sends it.
     """
-    varying = {"content-length"} if ("content-encoding", "gzip") in request.headers else set()
-    if way in {"plug-in", "declarative"}:
-        varying.add("grpc-timeout")
-    return [(name, value) for name, value in request.headers if name not in varying]
+    is_packed = ("content-encoding", "gzip") in request.headers
+    varying = {"grpc-timeout", "content-length"} if is_packed else {"grpc-timeout"}
+    return [(name, "" if name in varying else value) for name, value in request.headers]
 
 
 _ROWS = [(way, protocol, signal) for way in WAYS for protocol in PROTOCOLS for signal in SIGNALS]
@@ -151,30 +150,30 @@ _ROWS = [(way, protocol, signal) for way in WAYS for protocol in PROTOCOLS for s
 @pytest.mark.promise("anonymous.canaries")
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize(("way", "protocol", "signal"), _ROWS)
-def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(
+def test_two_hosts_with_different_names_send_the_same_bytes_and_no_canary(
     way, protocol, signal, reporter, tmp_path, cases
 ):
-    """No canary is in a byte of the wire, of stderr or the log; headers and bodies differ in time and ids alone."""
-    compression = "gzip" if (protocol == "grpc") == (signal == "log") else "none"
+    """No canary is on the wire, in stderr or in the log; headers and bodies differ only in time and ids."""
+    compression = "gzip" if (protocol == "grpc") == (signal == "log") else ""
     sent = []
     for number in range(2):
         canaries = Canaries()
         plan = make_plan(tmp_path / str(number), canaries, way, protocol, signal, reporter, compression=compression)
-        told = host.run(plan)
-        recording = to_recording(told)
+        outcome = host.run(plan)
+        recording = to_recording(outcome)
         requests = recording.requests()
 
-        assert plan["host_name"] == told["host_name"]
-        assert 0 == told["status"], told["err"]
+        assert plan["host_name"] == outcome["host_name"]
+        assert 0 == outcome["status"], outcome["err"]
         assert 1 == len(requests)
-        assert (0 if way == "doctor" else 1) == len(told["session_ids"])
+        assert (0 if way == "doctor" else 1) == len(outcome["session_ids"])
         assert [] == canaries.find(*recording.texts())
         cases.add()
-        assert [] == canaries.find(told["out"].encode(), told["err"].encode())
-        assert "canary" not in told["out"] + told["err"]
+        assert [] == canaries.find(outcome["out"].encode(), outcome["err"].encode())
+        assert "canary" not in outcome["out"] + outcome["err"]
         assert not any(b"canary" in text for text in recording.texts())
         cases.add(1, trial="anonymous.output")
-        sent.append((to_comparable_headers(requests[0], way), without_moment(requests[0], signal)))
+        sent.append((to_comparable_headers(requests[0], way), without_times_and_ids(requests[0], signal)))
 
     assert sent[0] == sent[1]
     cases.add(1, trial="anonymous.same")
@@ -184,14 +183,14 @@ def test_two_hosts_that_differ_in_all_send_the_same_bytes_and_no_canary(
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize(("protocol", "signal"), [("http/protobuf", "log"), ("grpc", "span")])
 def test_the_sdk_s_own_exporter_sends_what_is_planted(protocol, signal, reporter, tmp_path):
-    """The same host with OpenTelemetry's exporter instead of ours gives itself away: the search finds what is there."""
+    """The same host with OpenTelemetry's exporter alone reveals its names, so the search would find them."""
     canaries = Canaries()
     plan = make_plan(tmp_path, canaries, "ordinary", protocol, signal, reporter, compression="gzip")
-    # It uses a proxy, and files that are not there, where it is told to; ours does not.
+    # It uses proxies and missing files if variables name them; ours does not.
     unused = ("PROXY", "CA_BUNDLE", "ROOTS_FILE_PATH", "SSLKEYLOGFILE")
     plan["environ"] = {name: text for name, text in plan["environ"].items() if not name.upper().endswith(unused)}
-    told = host.run(plan)
-    found = canaries.find(*to_recording(told).texts())
+    outcome = host.run(plan)
+    found = canaries.find(*to_recording(outcome).texts())
 
     assert {f"OTEL_RESOURCE_ATTRIBUTES {key} as text" for key in ("host.name", "k8s.pod.name")} <= set(found)
     assert "OTEL_SERVICE_NAME as text" in found
@@ -199,44 +198,44 @@ def test_the_sdk_s_own_exporter_sends_what_is_planted(protocol, signal, reporter
 
 
 ENDPOINT_HOST = "endpoint's host"
-TRAVELLERS = {
+INTENDED = {
     "OTEL_EXPORTER_OTLP_HEADERS": {"http/protobuf": "x-token", "grpc": "x-token"},
     ENDPOINT_HOST: {"http/protobuf": "host", "grpc": ":authority"},
     "endpoint's path": {"http/protobuf": ":line"},
     "helper's name": {"http/protobuf": "tbot.helper", "grpc": "tbot.helper"},
 }
-"""What is meant to travel, and the one place where it does: a header, or an attribute of the event."""
+"""Text that is meant to leave, and its only place: a header, or an attribute of the event."""
 
 
 @pytest.mark.promise("anonymous.exceptions")
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize("signal", SIGNALS)
 @pytest.mark.parametrize(
-    ("traveller", "protocol"), [(name, protocol) for name, places in TRAVELLERS.items() for protocol in places]
+    ("intended", "protocol"), [(name, protocol) for name, places in INTENDED.items() for protocol in places]
 )
-def test_what_is_meant_to_travel_is_in_its_place_and_nowhere_else(traveller, protocol, signal, reporter, tmp_path):
-    """The endpoint's host and path, the headers that are set and a helper's name occur once each, where they belong."""
+def test_text_that_is_meant_to_leave_is_only_in_its_own_place(intended, protocol, signal, reporter, tmp_path):
+    """The endpoint's host and path, the headers that are set and a helper's name occur once, in their own place."""
     canaries = Canaries()
     plan = make_plan(tmp_path, canaries, "run", protocol, signal, reporter)
-    place = TRAVELLERS[traveller][protocol]
-    word = canaries.make(traveller)
-    if traveller == ENDPOINT_HOST:
+    place = INTENDED[intended][protocol]
+    word = canaries.make(intended)
+    if intended == ENDPOINT_HOST:
         plan["endpoint_host"] = f"{word}.test"
         plan["files"]["/etc/hosts"] += f"127.0.0.1 {word}.test\n"
-    elif traveller == "endpoint's path":
+    elif intended == "endpoint's path":
         plan["settings"]["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{host.PORT}/{word}"
-    elif traveller == "helper's name":
+    elif intended == "helper's name":
         plan["settings"]["_TBOT_TELEMETRY_HELPER"] = word
     else:
-        plan["settings"][traveller] = f"x-token={word}"
-    told = host.run(plan)
-    recording = to_recording(told)
+        plan["settings"][intended] = f"x-token={word}"
+    outcome = host.run(plan)
+    recording = to_recording(outcome)
     (request,) = recording.requests()
     headers = [name for name, value in request.headers if word in value]
     event = KINDS[signal].FromString(request.body)
 
-    assert [] == canaries.find(*recording.texts(), but=(traveller,))
-    assert [] == canaries.find(told["out"].encode(), told["err"].encode())
+    assert [] == canaries.find(*recording.texts(), but=(intended,))
+    assert [] == canaries.find(outcome["out"].encode(), outcome["err"].encode())
     if place == "tbot.helper":
         assert [] == headers
         assert 1 == request.body.count(word.encode())

@@ -1,4 +1,4 @@
-"""Promise 7: another process on the machine gets nothing from the relay, and can do nothing with it."""
+"""Proves promise 7: another process on the machine learns nothing from the relay, and cannot misuse it."""
 
 import os
 import secrets
@@ -19,11 +19,11 @@ from tests.support.polling import poll_until
 from tests.support.processes import CONSENT, Launch
 from tests.support.servers import Answer, OtlpHttpServer
 
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 def list_guesses(secret):
-    """Paths that an attacker may try, who knows all but the secret: near ones, tricks, and any."""
+    """Returns paths that an attacker may try who knows everything but the secret: similar, tricky and random ones."""
     upper = secret.upper() if secret.upper() != secret else secret[::-1]
     near = [secret[:n] for n in range(len(secret))] + [secret + "0", "0" + secret, upper, secret[::-1]]
     near += [secret[:n] + ("0" if secret[n] != "0" else "1") + secret[n + 1 :] for n in range(len(secret))]
@@ -47,8 +47,8 @@ def list_guesses(secret):
 
 
 @pytest.mark.promise("attackers.secret")
-def test_whoever_finds_the_port_cannot_report_without_the_path(cases):
-    """A thousand and more paths without the secret are 404, nothing is sent, and the report with it arrives."""
+def test_a_process_that_finds_the_port_cannot_report_without_the_path(cases):
+    """More than a thousand paths without the secret get 404, nothing is sent, and the report with it arrives."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         secret = command.address.rpartition("/")[2]
         base = f"http://127.0.0.1:{command.port}"
@@ -66,8 +66,8 @@ def test_whoever_finds_the_port_cannot_report_without_the_path(cases):
 
 
 @pytest.mark.promise("attackers.secret")
-def test_a_secret_is_new_for_each_start_and_of_128_bits(cases):
-    """No two starts have a path, or a part of it, in common, as far as many starts show."""
+def test_each_start_has_a_new_secret_of_128_bits(cases):
+    """Of many starts, no two have the same path or the same half of it."""
     paths = []
     for _ in range(40):
         launch = Launch({"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **CONSENT})
@@ -82,8 +82,8 @@ def test_a_secret_is_new_for_each_start_and_of_128_bits(cases):
 
 
 @pytest.mark.promise("attackers.hold")
-def test_connections_that_stay_hold_no_relay_beyond_its_report():
-    """Silent and half-sent connections of others end with the relay, once it has answered the report."""
+def test_open_connections_do_not_keep_the_relay_after_its_report():
+    """Silent and unfinished connections of others end with the relay once it has answered the report."""
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "5000"} | endpoint(server.url)) as command:
         command.wait_until_served()
         with ExitStack() as stack:
@@ -95,8 +95,8 @@ def test_connections_that_stay_hold_no_relay_beyond_its_report():
 
 
 @pytest.mark.promise("attackers.hold")
-def test_more_connections_than_there_are_places_delay_a_report_and_do_not_lose_it():
-    """Those who hold every place are refused at the limit, and the report that waits behind them is taken."""
+def test_too_many_connections_delay_a_report_and_do_not_lose_it():
+    """Connections that use every place are answered at the limit, and the report that waits is then accepted."""
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
         command.wait_until_served()
         with ExitStack() as stack:
@@ -107,8 +107,8 @@ def test_more_connections_than_there_are_places_delay_a_report_and_do_not_lose_i
 
 
 @pytest.mark.promise("attackers.hold")
-def test_a_flood_of_connections_holds_no_relay_beyond_its_command():
-    """Whoever connects again and again cannot keep the relay alive when the command has ended."""
+def test_a_flood_of_connections_does_not_keep_the_relay_after_its_command():
+    """A client that connects again and again cannot keep the relay alive after the command has ended."""
     with OtlpHttpServer() as server:
         command = Command({"OTEL_TBOT_TIMEOUT": "1000"} | endpoint(server.url))
         command.wait_until_served()
@@ -138,15 +138,15 @@ def test_a_flood_of_connections_holds_no_relay_beyond_its_command():
                 thread.join()
 
     assert 0 == command.process.returncode
-    # Its own timeout and a second, and as much for a machine that does other things as well.
+    # Its timeout and one second, with room for a busy machine.
     assert lingered < LIFETIME_SECONDS / 10
     assert not server.requests
 
 
 @pytest.mark.promise("attackers.twice")
 @pytest.mark.parametrize("replay", ["the same bytes", "another report", "many at once"])
-def test_nobody_makes_a_relay_emit_twice(replay):
-    """Even with the secret path, at the same time or later: one start is one event."""
+def test_no_client_makes_a_relay_send_twice(replay):
+    """Even with the secret path, at the same time or later, one start is one event."""
     gate = threading.Event()
     with OtlpHttpServer(Answer(gate=gate)) as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
@@ -160,22 +160,22 @@ def test_nobody_makes_a_relay_emit_twice(replay):
             path = "/" + command.address.rpartition("/")[2] + PROCEDURE
             kind = "Content-Type: application/proto"
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-            refused = []
+            responses = []
             for connection in early:
                 with connection:
                     connection.sendall(head.encode() + body)
-                    refused.append(connection.recv(4096))
+                    responses.append(connection.recv(4096))
             gate.set()
             assert first.recv(4096).startswith(b"HTTP/1.1 200 ")
         command.launch.wait_for_no_relay()
 
-        assert all(answer.startswith(b"HTTP/1.1 429 ") for answer in refused)
+        assert all(response.startswith(b"HTTP/1.1 429 ") for response in responses)
         assert command.is_refusing()
         assert [[event.session_id]] == [request.session_ids for request in server.requests]
 
 
 def find_processes(secret, name):
-    """The processes whose file *name* in /proc holds *secret*."""
+    """Returns the processes whose file *name* in /proc holds *secret*."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -183,13 +183,13 @@ def find_processes(secret, name):
                 if secret.encode() in (entry / name).read_bytes():
                     found.append(int(entry.name))
             except OSError:
-                pass  # it has ended
+                pass  # it has ended, or belongs to another user
     return sorted(found)
 
 
 @pytest.mark.promise("attackers.sight")
 def test_the_path_is_in_no_process_s_arguments():
-    """`ps` shows it to nobody: it is in no command line of the machine."""
+    """`ps` does not show the path: no command line on the machine contains it."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
         secret = command.address.rpartition("/")[2]
@@ -199,8 +199,8 @@ def test_the_path_is_in_no_process_s_arguments():
 
 
 @pytest.mark.promise("attackers.sight")
-def test_the_environment_is_set_for_the_command_alone():
-    """Of all processes only the command, and the relay that has to know it, have the address."""
+def test_only_the_command_and_the_relay_have_the_address():
+    """Of all processes, only the command and the relay have the address in their environment."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
         secret = command.address.rpartition("/")[2]
@@ -213,52 +213,61 @@ def test_the_environment_is_set_for_the_command_alone():
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize("whose", ["command", "relay"])
 def test_another_user_reads_arguments_and_no_environment(whose):
-    """What other users can read of command and relay has no path in it, and what has it they cannot read."""
+    """Another user can read at most the arguments, without the path, and never the environment, which has it.
+
+    If /proc is mounted with hidepid, that user cannot read the arguments either.
+    """
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
         pid = command.process.pid if whose == "command" else command.launch.relays()[0]
-        read = as_nobody(f"cat /proc/{pid}/cmdline")
-        refused = as_nobody(f"cat /proc/{pid}/environ")
+        read = run_as_other_user(f"cat /proc/{pid}/cmdline")
+        refused = run_as_other_user(f"cat /proc/{pid}/environ")
+        # This shell's own entry is the control: the other user can read /proc.
+        own = run_as_other_user("cat /proc/$$/cmdline")
 
-        assert 0 == read.returncode
-        assert read.stdout
+        assert (0, True) == (own.returncode, bool(own.stdout))
+        assert (read.returncode == 0) == bool(read.stdout) == is_visible(pid)
         assert command.address.rpartition("/")[2] not in read.stdout
         assert 0 != refused.returncode
         assert "" == refused.stdout
 
 
-def as_nobody(script):
-    """A shell's *script* run by another user."""
+def is_visible(pid):
+    """Returns whether another user can see the process *pid* in /proc; with hidepid=2 they cannot."""
+    return run_as_other_user(f"test -e /proc/{pid}").returncode == 0
+
+
+def run_as_other_user(script, program="sh"):
+    """Runs the shell *script* as another user, with *program*."""
     return subprocess.run(
-        ["sh", "-c", script], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, check=False
+        [program, "-c", script],
+        user=OTHER_USER,
+        group=OTHER_USER,
+        extra_groups=[],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @pytest.mark.promise("attackers.sight")
 @pytest.mark.usefixtures("_namespaces")
 def test_another_user_who_connects_cannot_report():
-    """A process of another user reaches the port, and gets 404 there."""
+    """A process of another user reaches the port and gets 404."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         command.wait_until_served()
         request = f"POST /{'0' * 32}{PROCEDURE} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 0\\r\\n\\r\\n"
         script = f'exec 3<>/dev/tcp/127.0.0.1/{command.port}; printf "{request}" >&3; head -n 1 <&3'
-        finished = subprocess.run(
-            ["bash", "-c", script],
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        finished = run_as_other_user(script, program="bash")
 
         assert finished.stdout.startswith("HTTP/1.1 404 "), finished.stderr
         assert not server.requests
 
 
 @pytest.mark.promise("attackers.sight")
-def test_the_relay_listens_on_loopback_alone():
-    """The port is bound to 127.0.0.1: no other machine finds it."""
+def test_the_relay_listens_only_on_loopback():
+    """The port is bound to 127.0.0.1, so no other machine can reach it."""
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command:
         wanted = f":{command.port:04X}"
         listening = [

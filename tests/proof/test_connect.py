@@ -1,4 +1,4 @@
-"""Promise 5, the protocol's part: requests and errors as the Connect protocol's specification has them, case by case.
+"""Proves a part of promise 5: the bridge follows the Connect protocol's rules for requests and errors, case by case.
 
 Source: Connect protocol reference, "Unary-Request", "Unary-Response", "Error Codes" (connectrpc.com/docs/protocol).
 """
@@ -20,30 +20,30 @@ PROTO = "application/proto"
 JSON = "application/json"
 
 
-def a_report(mode="daemon"):
-    """A report."""
+def build_report(mode="daemon"):
+    """Returns a valid report."""
     return to_report(TbotStart(run_mode=mode, version="18.4.1", join_type="iam"))
 
 
 def to_proto():
-    """A good report's bytes."""
-    return a_report().SerializeToString()
+    """Returns the bytes of a valid report."""
+    return build_report().SerializeToString()
 
 
 def to_json():
-    """A good report in canonical JSON."""
-    return MessageToJson(a_report()).encode()
+    """Returns a valid report in canonical JSON."""
+    return MessageToJson(build_report()).encode()
 
 
 def in_chunks():
-    """A good report in two chunks."""
+    """Returns a valid report in two chunks."""
     body = to_proto()
     return iter([body[:7], body[7:]])
 
 
 @pytest.fixture(scope="module")
 def bridge():
-    """A bridge before a collector that accepts."""
+    """A bridge whose collector accepts."""
     with OtlpHttpServer() as server:
         with BridgeProcess({"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "10000"}) as running:
             yield running
@@ -51,7 +51,7 @@ def bridge():
 
 
 def post(bridge, to_body, *, method="POST", path=PROCEDURE, **headers):
-    """One request with exactly these headers, beside those of HTTP itself."""
+    """Sends one request with these headers and no others except those of HTTP itself; returns the response."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     with requests.Session() as session:
         session.trust_env = False
@@ -59,7 +59,7 @@ def post(bridge, to_body, *, method="POST", path=PROCEDURE, **headers):
         return session.request(method, bridge.url + path, data=to_body(), headers=named, timeout=60)
 
 
-# Rules whose answer is a success: the response is 200, of the request's own content type, and the message is empty.
+# Rules that lead to success: the response has status 200, the request's content type, and an empty message.
 GOOD = {
     "POST with application/proto": (to_proto, {"Content_Type": PROTO}),
     "POST with application/json": (to_json, {"Content_Type": JSON}),
@@ -79,7 +79,7 @@ GOOD = {
     "binary metadata, unpadded": (to_proto, {"Content_Type": PROTO, "X_Shard_Bin": "aGk"}),
     "a body in chunks": (in_chunks, {"Content_Type": PROTO}),
     "JSON with names of the schema": (
-        lambda: MessageToJson(a_report(), preserving_proto_field_name=True).encode(),
+        lambda: MessageToJson(build_report(), preserving_proto_field_name=True).encode(),
         {"Content_Type": JSON},
     ),
 }
@@ -87,21 +87,21 @@ GOOD = {
 
 @pytest.mark.promise("hostile.connect")
 @pytest.mark.parametrize("name", GOOD)
-def test_a_request_within_the_rules_is_answered_as_they_say(name, bridge):
-    """200, the request's own content type, a message in an encoding that the client takes, no error body."""
+def test_a_request_that_follows_the_rules_is_accepted(name, bridge):
+    """The response has status 200, the request's content type, an encoding that the client accepts, and no error."""
     to_body, headers = GOOD[name]
-    answer = post(bridge, to_body, **headers)
+    response = post(bridge, to_body, **headers)
 
-    assert 200 == answer.status_code, answer.text
+    assert 200 == response.status_code, response.text
     kind = headers["Content_Type"].partition(";")[0].lower()
-    assert kind == answer.headers["Content-Type"]
-    assert answer.headers.get("Content-Encoding", "identity") == "identity"
-    assert (SubmitTbotEventResponse().SerializeToString() if kind == PROTO else b"{}") == answer.content
+    assert kind == response.headers["Content-Type"]
+    assert response.headers.get("Content-Encoding", "identity") == "identity"
+    assert (SubmitTbotEventResponse().SerializeToString() if kind == PROTO else b"{}") == response.content
 
 
-# Rules whose answer is an error: its HTTP status, and its Connect code where it has a body ("" where it has none).
+# Rules that lead to an error: its HTTP status, and its Connect code, "" for an error without a body.
 BAD = {
-    "a codec that is not supported: 415": (415, "", to_proto, {"Content_Type": "application/xml"}),
+    "an unsupported codec: 415": (415, "", to_proto, {"Content_Type": "application/xml"}),
     "a streaming content type: 415": (415, "", to_proto, {"Content_Type": "application/connect+proto"}),
     "no content type: 415": (415, "", to_proto, {}),
     "gRPC: 415": (415, "", to_proto, {"Content_Type": "application/grpc"}),
@@ -113,7 +113,7 @@ BAD = {
         *(400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Connect_Timeout_Ms": "10000000000"}),
     ),
     "a timeout below zero": (400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Connect_Timeout_Ms": "-1"}),
-    "a timeout that is no number": (
+    "a timeout that is not a number": (
         400,
         "invalid_argument",
         to_proto,
@@ -122,23 +122,23 @@ BAD = {
     "Content-Encoding that is not supported": (
         *(501, "unimplemented", to_proto, {"Content_Type": PROTO, "Content_Encoding": "br"}),
     ),
-    "gzip that is none": (400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Content_Encoding": "gzip"}),
-    "an empty body is not decompressed, but an empty message": (
+    "invalid gzip": (400, "invalid_argument", to_proto, {"Content_Type": PROTO, "Content_Encoding": "gzip"}),
+    "an empty body is an empty message, not invalid gzip": (
         *(400, "invalid_argument", bytes, {"Content_Type": PROTO, "Content_Encoding": "gzip"}),
     ),
     "a message that does not parse": (400, "invalid_argument", lambda: b"\xff\xff", {"Content_Type": PROTO}),
     "JSON that does not parse": (400, "invalid_argument", lambda: b"{", {"Content_Type": JSON}),
     "JSON of another type": (400, "invalid_argument", lambda: b"[]", {"Content_Type": JSON}),
-    "JSON in the place of protobuf": (400, "invalid_argument", to_json, {"Content_Type": PROTO}),
-    "protobuf in the place of JSON": (400, "invalid_argument", to_proto, {"Content_Type": JSON}),
-    "an event that nobody knows": (400, "invalid_argument", lambda: b"\x22\x00", {"Content_Type": PROTO}),
-    "more than is read": (
+    "JSON instead of protobuf": (400, "invalid_argument", to_json, {"Content_Type": PROTO}),
+    "protobuf instead of JSON": (400, "invalid_argument", to_proto, {"Content_Type": JSON}),
+    "an unknown event": (400, "invalid_argument", lambda: b"\x22\x00", {"Content_Type": PROTO}),
+    "a message that is too large": (
         429,
         "resource_exhausted",
         lambda: b"\x0a\x80\x80\x01" + b"x" * 16_384,
         {"Content_Type": PROTO},
     ),
-    "a little that unpacks to more than is read": (
+    "a small body that is too large decompressed": (
         *(
             429,
             "resource_exhausted",
@@ -151,19 +151,19 @@ BAD = {
 
 @pytest.mark.promise("hostile.connect")
 @pytest.mark.parametrize("name", BAD)
-def test_a_request_outside_the_rules_is_answered_as_they_say(name, bridge):
-    """The status of the code's row; application/json with a code and a message, or, for a 415, no body at all."""
+def test_a_request_that_breaks_a_rule_gets_its_error(name, bridge):
+    """The response has the status of its code, and a code and a message as JSON, or, for a 415, no body."""
     status, code, to_body, headers = BAD[name]
-    answer = post(bridge, to_body, **headers)
+    response = post(bridge, to_body, **headers)
 
-    assert status == answer.status_code, answer.text
+    assert status == response.status_code, response.text
     if not code:
-        assert b"" == answer.content
-        assert "application/proto, application/json" == answer.headers["Accept-Post"]
+        assert b"" == response.content
+        assert "application/proto, application/json" == response.headers["Accept-Post"]
         return
     assert HTTP_STATUS[code] == status
-    assert JSON == answer.headers["Content-Type"]
-    error = answer.json()
+    assert JSON == response.headers["Content-Type"]
+    error = response.json()
     assert {"code", "message"} == set(error)
     assert code == error["code"]
     assert isinstance(error["message"], str)
@@ -185,37 +185,37 @@ PATHS = (
 @pytest.mark.promise("hostile.connect")
 @pytest.mark.parametrize("method", METHODS)
 def test_another_method_is_405(method, bridge):
-    """The procedure has side effects, so that only POST is allowed, and the answer says so."""
-    answer = post(bridge, lambda: b"", method=method, Content_Type=PROTO)
+    """The procedure has side effects, so only POST is allowed, and the response says so."""
+    response = post(bridge, lambda: b"", method=method, Content_Type=PROTO)
 
-    assert (405, "POST") == (answer.status_code, answer.headers["Allow"])
+    assert (405, "POST") == (response.status_code, response.headers["Allow"])
 
 
 @pytest.mark.promise("hostile.connect")
 @pytest.mark.parametrize("path", PATHS)
 def test_another_path_is_404(path, bridge):
-    """Paths are case-sensitive, and a routing prefix is one only where it is set."""
+    """Paths are case-sensitive, and a prefix is only accepted if it is set."""
     assert 404 == post(bridge, to_proto, path=path, Content_Type=PROTO).status_code
 
 
 @pytest.mark.promise("hostile.connect")
 def test_a_timeout_that_passes_is_deadline_exceeded():
-    """Connect-Timeout-Ms ends the client's wait with its own code, 504."""
+    """Connect-Timeout-Ms ends the request with deadline_exceeded and status 504."""
     with silent_server() as server, BridgeProcess({"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}) as bridge:
-        answer = post(bridge, to_proto, Content_Type=PROTO, Connect_Timeout_Ms="50")
+        response = post(bridge, to_proto, Content_Type=PROTO, Connect_Timeout_Ms="50")
 
-    assert (504, "deadline_exceeded") == (answer.status_code, answer.json()["code"])
+    assert (504, "deadline_exceeded") == (response.status_code, response.json()["code"])
 
 
 @pytest.mark.promise("hostile.connect")
 @pytest.mark.parametrize("kind", [PROTO, JSON])
-@pytest.mark.parametrize("fault", ["refusing", "there, but not accepting"])
-def test_what_is_not_delivered_is_unavailable_in_json_whatever_was_sent(fault, kind):
-    """An error is application/json, though the request was protobuf."""
+@pytest.mark.parametrize("fault", ["refusing connections", "rejecting events"])
+def test_an_event_that_is_not_delivered_is_unavailable_in_json(fault, kind):
+    """An error is JSON, also if the request was protobuf."""
     with refusing_port() as url, OtlpHttpServer(Answer(status=403)) as server:
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": url if fault == "refusing" else server.url}
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": url if fault == "refusing connections" else server.url}
         with BridgeProcess(environ) as bridge:
-            answer = post(bridge, to_proto if kind == PROTO else to_json, Content_Type=kind)
+            response = post(bridge, to_proto if kind == PROTO else to_json, Content_Type=kind)
 
-    assert (503, JSON) == (answer.status_code, answer.headers["Content-Type"])
-    assert "unavailable" == answer.json()["code"]
+    assert (503, JSON) == (response.status_code, response.headers["Content-Type"])
+    assert "unavailable" == response.json()["code"]

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import string
+import time
 from collections import defaultdict
 
 import pytest
@@ -12,9 +13,10 @@ from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_tbot import __version__
+from otel_tbot import Outcome, TbotLogRecordExporter, TbotSpanExporter, TbotStart, __version__, emit
 from otel_tbot.bridge.application import Bridge
 from otel_tbot.event import ATTRIBUTES
+from otel_tbot.exporters.records import to_log_record, to_resource, to_span
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from tests.proof.recording import RecordingProxy
 from tests.support.asgi import call
@@ -241,6 +243,89 @@ def check_record(record, signal, values):
         assert (digits, digits[16:]) == (record.trace_id.hex(), record.span_id.hex())
         assert 0 == record.status.ByteSize()
         assert record.flags & ~0x100 in (0, 1)
+
+
+# What a request to the collector has in its headers, whoever sends it. The values are matched as a whole.
+_AGENT = r"OTel-OTLP-Exporter-Python/[0-9.a-z]+( grpc-python/[0-9.a-z]+ grpc-c/[0-9.]+ \(\w+; chttp2\))?"
+HEADERS = {
+    "http/protobuf": {
+        ":line": r"POST /v1/(logs|traces) HTTP/1\.1",
+        "host": r"127\.0\.0\.1:\d+",
+        "user-agent": _AGENT,
+        "accept-encoding": r"identity|gzip, deflate(, br)?(, zstd)?",
+        "accept": r"\*/\*",
+        "connection": r"close|keep-alive",
+        "content-type": "application/x-protobuf",
+        "content-encoding": "gzip",
+        "content-length": r"\d+",
+    },
+    "grpc": {
+        ":scheme": "http",
+        ":method": "POST",
+        ":authority": r"127\.0\.0\.1:\d+",
+        ":path": r"/opentelemetry\.proto\.collector\.(logs|trace)\.v1\.(Logs|Trace)Service/Export",
+        "te": "trailers",
+        "content-type": r"application/grpc",
+        "user-agent": _AGENT,
+        "grpc-encoding": "gzip",
+        "grpc-accept-encoding": r"identity, deflate, gzip",
+        "accept-encoding": "identity, gzip",
+    },
+}
+GRPC_TIMEOUT = "grpc-timeout"
+
+
+def send_two(way, proxy, signal, protocol, compression, monkeypatch):
+    """Sends two events, one after the other, by the plug-in or by emit, through *proxy*."""
+    monkeypatch.setenv("TELEPORT_ANONYMOUS_TELEMETRY", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", proxy.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setenv("OTEL_TBOT_SIGNAL", signal)
+    if compression:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+    events = [TbotStart(run_mode="daemon"), TbotStart(run_mode="daemon")]
+    if way == "emit":
+        assert [Outcome.ACCEPTED] * 2 == [emit(event, deadline_seconds=60) for event in events]
+        return
+    exporter = TbotLogRecordExporter() if signal == "log" else TbotSpanExporter()
+    to_otel = to_log_record if signal == "log" else to_span
+    for event in events:
+        record = to_otel(event, time_ns=time.time_ns(), resource=to_resource(is_local=True))
+        assert "SUCCESS" == exporter.export([record]).name
+    exporter.shutdown()
+
+
+@pytest.mark.promise("documented.transport")
+@pytest.mark.parametrize("compression", ["", "gzip"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("signal", ["log", "span"])
+@pytest.mark.parametrize("way", ["emit", "the plug-in"])
+def test_the_transport_sends_the_documented_headers_and_no_others(way, signal, protocol, compression, monkeypatch):
+    """Only OpenTelemetry's exporter, behind the plug-in, sends a timeout and gzip's time, and reuses a connection."""
+    began = int(time.time())
+    with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
+        with RecordingProxy(int(server.url.rpartition(":")[2])) as proxy:
+            send_two(way, proxy, signal, protocol, compression, monkeypatch)
+            requests, raw = proxy.recording.requests(), proxy.recording.raw()
+            connections = len(proxy.recording.connections)
+
+    assert 2 == len(requests)
+    for request in requests:
+        named = dict(request.headers)
+        assert len(named) == len(request.headers)
+        timeout = named.pop(GRPC_TIMEOUT, "")
+        assert bool(timeout) == (way == "the plug-in" and protocol == "grpc")
+        unknown = {name: value for name, value in named.items() if name not in HEADERS[protocol]}
+        assert {} == unknown
+        assert [] == [n for n, value in named.items() if not re.fullmatch(HEADERS[protocol][n], value)], named
+    times = [int.from_bytes(found.group(1), "little") for found in re.finditer(rb"(?s)\x1f\x8b\x08.(.{4})", raw)]
+    if way == "emit":
+        assert 2 == connections
+        assert set(times) <= {0}
+    else:
+        assert connections in (1, 2)
+        assert all(time_s == 0 or began <= time_s <= int(time.time()) + 1 for time_s in times)
+    assert bool(times) == bool(compression)
 
 
 async def submit(environ, reports):

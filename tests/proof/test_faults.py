@@ -1,4 +1,4 @@
-"""Promise 6: tbot never waits or fails because of telemetry, whatever collector, network and machine do."""
+"""Proves promise 6: tbot never waits long or fails because of telemetry, whatever collector and machine do."""
 
 import os
 import re
@@ -36,31 +36,31 @@ TIMEOUT_SECONDS = 1.0
 ALLOWANCE_SECONDS = 0.25
 DAEMON_SECONDS = 10.0
 TRIES = 10
-"""Load of the machine can only add time, so the least of a few tries counts; what is no time has to hold in each."""
+"""A busy machine can only add time, so the least of a few tries counts; everything else must hold in each try."""
 
 PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
-"""For what must come out at once: were it the limit that ends it, it would take so long."""
+"""For outcomes that must be known at once: an outcome at this limit would take too long for the test."""
 
 REFUSED, UNREACHABLE, TIMED_OUT = "refused", "unreachable", "timed out"
 BASIC = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OTEL_TBOT_TIMEOUT": "1000"}
 
-# What the relay says where the limit came before it knew more: as true as the outcome.
+# The relay's message if the limit passed before it knew the outcome. It is true as well.
 AT_THE_LIMIT = "no report was received and answered within the limit"
 
 
 @dataclass
 class Fault:
-    """What a fault puts into the environment, in front of the command, and what an event becomes."""
+    """A fault: the environment that it needs, the command in front of tbot, and the true outcome of an event."""
 
     environ: dict[str, str]
     outcome: str
     before: tuple[str, ...] = ()
-    spared: list = field(default_factory=list)
+    unused: list = field(default_factory=list)
 
 
 @contextmanager
 def served(server, outcome, **environ):
-    """A collector that is there, and answers as it does."""
+    """Runs *server* as the collector."""
     with server as running:
         url = running if isinstance(running, str) else running.url
         yield Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, **environ}, outcome)
@@ -68,7 +68,7 @@ def served(server, outcome, **environ):
 
 @contextmanager
 def black_hole(**environ):
-    """A port whose queue is full: what is sent there is neither taken nor refused."""
+    """Opens a port whose queue is full: a connection is neither accepted nor refused."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -83,12 +83,12 @@ def black_hole(**environ):
 
 
 _ACCEPTED = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n"
-# Frames of HTTP/2 that say nothing (SETTINGS, empty): gRPC would give up on what is none after its first nine bytes.
+# Empty SETTINGS frames of HTTP/2. gRPC ends the connection after nine bytes that are not a frame.
 _NOTHING_YET = b"\0\0\0\x04\0\0\0\0\0" * 20
 
 
 def slow_server(text):
-    """Answers with *text*, one byte a second, from the first."""
+    """Starts a server that responds with *text*, one byte a second."""
     end = threading.Event()
 
     def serve(connection):
@@ -102,7 +102,7 @@ def slow_server(text):
 
 
 def dying_server():
-    """Begins an answer and resets the connection in the middle."""
+    """Starts a server that begins a response and resets the connection in the middle of it."""
 
     def serve(connection):
         connection.recv(65536)
@@ -115,7 +115,7 @@ def dying_server():
 
 @contextmanager
 def wrong_name(folder):
-    """A certificate of a trusted authority, for another name."""
+    """Starts a server whose certificate is from a trusted authority, but for another name."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("another.test").configure_cert(context)
@@ -134,7 +134,7 @@ def wrong_name(folder):
 
 @contextmanager
 def hanging_resolver(folder):
-    """A name server that takes questions and answers none; in a mount namespace with a resolv.conf of its own."""
+    """Starts a name server that never answers, for a mount namespace with another resolv.conf."""
     resolv = folder / "resolv.conf"
     resolv.write_text("nameserver 127.53.0.1\noptions timeout:5 attempts:3\n")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -147,17 +147,17 @@ def hanging_resolver(folder):
 
 @contextmanager
 def answering_proxy():
-    """An HTTP proxy that says yes to everything, before a collector that is not there."""
+    """Starts an HTTP proxy that accepts everything; the collector behind it does not exist."""
     with OtlpHttpServer() as proxy, refusing_port() as url:
         names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
         fault = Fault({"OTEL_EXPORTER_OTLP_ENDPOINT": url, **dict.fromkeys(names, proxy.url)}, UNREACHABLE)
-        fault.spared.append(proxy)
+        fault.unused.append(proxy)
         yield fault
 
 
 @contextmanager
 def backward_clock(folder):
-    """A clock that is an hour earlier each time that it is read, before a collector that is silent."""
+    """Sets the clock back an hour each time that it is read; the collector is silent."""
     (folder / "sitecustomize.py").write_text(
         "import time\n"
         "_real, _real_ns, _hours = time.time, time.time_ns, [0]\n"
@@ -192,15 +192,15 @@ FAULTS = {
         OtlpHttpServer(Answer(status=503, headers={"Retry-After": "30"})), REFUSED
     ),
     "malformed protobuf": lambda _: served(OtlpHttpServer(Answer(body=b"\xff\xff\xff")), REFUSED),
-    "a web page": lambda _: served(OtlpHttpServer(Answer(content_type="text/html", body=b"<p>yes</p>")), REFUSED),
+    "a web page": lambda _: served(OtlpHttpServer(Answer(content_type="text/html", body=b"<p>ok</p>")), REFUSED),
     "rejecting one": lambda _: served(OtlpHttpServer(Answer(body=b"\x0a\x02\x08\x01")), REFUSED),
     "rejecting one, grpc": lambda _: served(OtlpGrpcServer(rejected=1), REFUSED, **GRPC),
     "TLS with a wrong name": wrong_name,
     "DNS that hangs": hanging_resolver,
-    "dying in the middle": lambda _: served(dying_server(), UNREACHABLE),
+    "a reset in the middle": lambda _: served(dying_server(), UNREACHABLE),
     "closing at once": lambda _: served(closing_server(), UNREACHABLE),
-    "no HTTP": lambda _: served(garbage_server(), UNREACHABLE),
-    "a proxy that answers for it": lambda _: answering_proxy(),
+    "a response that is not HTTP": lambda _: served(garbage_server(), UNREACHABLE),
+    "a proxy that responds instead": lambda _: answering_proxy(),
     "a clock that jumps back": backward_clock,
 }
 HANGING = [
@@ -210,7 +210,7 @@ HANGING = [
 
 @pytest.fixture
 def fault(request, tmp_path):
-    """The fault of the row."""
+    """Sets up the fault of the row."""
     name = request.param
     if name == "DNS that hangs":
         request.getfixturevalue("_namespaces")
@@ -219,43 +219,43 @@ def fault(request, tmp_path):
 
 
 def to_command(reporter, *, reports, warns=True):
-    """A tbot that works, reports meanwhile or does not, and ends with a status of its own."""
-    # A shell needs descriptors above 10 to write to another one.
+    """Returns the command of a tbot that works, reports if *reports*, and ends with status 7."""
+    # A shell needs descriptors above 10 to redirect.
     script = f'echo working; {"echo warning >&2; " if warns else ""}"$@"; status=$?; echo done; exit $status'
     return ["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7", *([] if reports else ["-report=false"])]
 
 
 def timed(launch, command, launcher):
-    """A finished command, and the seconds that it took."""
+    """Runs *command*; returns it finished, and the seconds that it took."""
     began = time.monotonic()
     finished = launch.run(command, launcher=launcher)
     return finished, time.monotonic() - began
 
 
 def without_telemetry(text):
-    """*text* without tbot's lines about its report, and ours."""
+    """Returns the lines of *text* without those about the report, by tbot or otel-tbot."""
     return [line for line in text.splitlines() if not re.match(r"(ok|error) |otel-tbot: run: ", line)]
 
 
 def read_outcome(text):
-    """What tbot was told of its report."""
+    """Returns tbot's line about its report."""
     (line,) = [line for line in text.splitlines() if re.match(r"(ok|error) ", line)]
     return line
 
 
 @dataclass
 class Compared:
-    """A one-shot behind `run`: seconds beyond those without it, seconds that the relay stayed, what it was told."""
+    """A one-shot behind `run`: the seconds added, how long the relay stayed, and the response that tbot got."""
 
     added: float
     lingered: float
-    told: str
+    response: str
 
 
 def compare(reporter, environ, before=(), *, around=(), warns=True):
-    """Runs the command alone and behind `run` under *environ*; status and output have to be the same.
+    """Runs the command alone and behind `run` under *environ*; status and output must be the same.
 
-    *around* stands in front of both, *before* in front of `run` alone.
+    *around* is in front of both, *before* only in front of `run`.
     """
     launch = Launch({**BASIC, **CONSENT, **environ})
     plain, plain_seconds = timed(launch, to_command(reporter, reports=False, warns=warns), around)
@@ -270,57 +270,57 @@ def compare(reporter, environ, before=(), *, around=(), warns=True):
 
 
 def hold_in_time(attempt):
-    """Tries until *attempt* gives added seconds within the limit, and a relay that went in its time."""
+    """Tries until *attempt* adds no more seconds than allowed, and its relay ended in time."""
     tried = []
     for _ in range(TRIES):
         compared = attempt()
-        tried.append((round(compared.added, 3), round(compared.lingered, 3), compared.told))
-        # After its answer the relay is there for a second at most, for the client to fetch it.
+        tried.append((round(compared.added, 3), round(compared.lingered, 3), compared.response))
+        # After its response the relay stays a second at most, for the client to read it.
         if compared.added <= TIMEOUT_SECONDS + ALLOWANCE_SECONDS and compared.lingered <= 1 + ALLOWANCE_SECONDS:
             return
-    raise AssertionError(f"seconds added beside a limit of {TIMEOUT_SECONDS} + {ALLOWANCE_SECONDS}: {tried}")
+    raise AssertionError(f"seconds added with a limit of {TIMEOUT_SECONDS} + {ALLOWANCE_SECONDS}: {tried}")
 
 
 @pytest.mark.promise("faults.one-shot")
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)
-def test_a_one_shot_is_the_same_beside_a_fault_and_waits_no_longer_than_its_limit(fault, reporter):
-    """Status and output as without otel-tbot, the limit plus 0.25 s at most, the relay gone, the outcome a true one."""
+def test_a_one_shot_works_the_same_despite_a_fault_and_waits_no_longer_than_its_limit(fault, reporter):
+    """Status and output are as without otel-tbot, the wait is at most the limit plus 0.25 s, the outcome is true."""
 
     def attempt():
         compared = compare(reporter, fault.environ, fault.before)
-        assert compared.told.startswith("error unavailable ")
-        # Under load the limit may come before the collector's answer, and that is true then.
-        assert compared.told.endswith((fault.outcome, TIMED_OUT, AT_THE_LIMIT))
+        assert compared.response.startswith("error unavailable ")
+        # On a busy machine the limit may pass before the collector's response, and then this is true.
+        assert compared.response.endswith((fault.outcome, TIMED_OUT, AT_THE_LIMIT))
         return compared
 
     hold_in_time(attempt)
     if fault.outcome != TIMED_OUT:
-        assert compare(reporter, fault.environ | PATIENT, fault.before).told.endswith(fault.outcome)
-    assert [] == [proxy for proxy in fault.spared if proxy.requests]
+        assert compare(reporter, fault.environ | PATIENT, fault.before).response.endswith(fault.outcome)
+    assert [] == [proxy for proxy in fault.unused if proxy.requests]
 
 
 @pytest.mark.promise("faults.one-shot")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_without_a_fault_the_same_one_shot_is_told_that_its_event_arrived(protocol, reporter):
-    """The command is the same and its report is accepted, so the faults make the difference."""
+def test_without_a_fault_the_same_one_shot_learns_that_its_event_arrived(protocol, reporter):
+    """With the same command the report is accepted, so the faults made the others fail."""
     with OtlpGrpcServer() if protocol == "grpc" else OtlpHttpServer() as server:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
 
         def attempt():
             before = len(server.requests)
             compared = compare(reporter, environ)
-            assert not compared.told.startswith("ok ") or before + 1 == len(server.requests)
+            assert not compared.response.startswith("ok ") or before + 1 == len(server.requests)
             return compared
 
         hold_in_time(attempt)
-        assert compare(reporter, environ | PATIENT).told.startswith("ok ")
+        assert compare(reporter, environ | PATIENT).response.startswith("ok ")
 
 
 @pytest.mark.promise("faults.one-shot")
 @pytest.mark.parametrize("files", [8, 9, 10, 11, 12, 16])
 def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
-    """At limits that let tbot itself run, status, output and time are the same, and what it is told is true."""
-    # By a shell and not between fork and exec, where gRPC's own handlers in this process ran out of descriptors.
+    """At limits with which tbot itself runs, status, output and time are the same, and the response is true."""
+    # A shell sets the limit. Set between fork and exec, it would hit the fork handlers of gRPC in this process.
     limit = ("sh", "-c", f'ulimit -n {files}; exec "$@"', "sh")
     with OtlpHttpServer() as server:
 
@@ -328,14 +328,14 @@ def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
             before = len(server.requests)
             environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
             compared = compare(reporter, environ, around=limit, warns=False)
-            assert not compared.told.startswith("ok ") or before + 1 == len(server.requests)
+            assert not compared.response.startswith("ok ") or before + 1 == len(server.requests)
             return compared
 
         hold_in_time(attempt)
 
 
 def start_held(reporter, environ):
-    """A one-shot behind `run` that has not yet reported, and its launch."""
+    """Starts a one-shot behind `run` that waits for a line before it reports; returns its launch and its process."""
     launch = Launch({**BASIC, **CONSENT, **environ})
     script = 'echo working; read line; "$@"; status=$?; echo done; exit $status'
     process = launch.start(["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7"])
@@ -344,12 +344,12 @@ def start_held(reporter, environ):
 
 
 def take_memory(pid):
-    """Nothing more can be allocated by *pid*."""
+    """Lets *pid* allocate no more memory."""
     resource.prlimit(pid, resource.RLIMIT_AS, (2**20, 2**20))
 
 
 def kill(pid):
-    """What the kernel does where memory runs out: the relay has offered itself."""
+    """Kills *pid*, as the kernel does if memory runs out."""
     os.kill(pid, signal.SIGKILL)
 
 
@@ -357,7 +357,7 @@ def kill(pid):
 @pytest.mark.parametrize("is_early", [True, False], ids=["early", "late"])
 @pytest.mark.parametrize("take", [take_memory, kill])
 def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, reporter):
-    """A relay that gets no memory, or is killed for it, costs the report at most, in the limit's time."""
+    """A relay without memory, or one that is killed, costs the report at most, and no more time than the limit."""
     with OtlpHttpServer() as server:
 
         def attempt():
@@ -371,21 +371,21 @@ def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, 
             began = time.monotonic()
             out, err = process.communicate("\n", timeout=60)
             added = time.monotonic() - began
-            told = read_outcome(out)
+            response = read_outcome(out)
             ended = time.monotonic()
             poll_until(lambda: not launch.relays(), waiting_for="the relay's end", deadline_seconds=90)
 
             assert (7, "") == (process.returncode, err)
             assert ["done"] == without_telemetry(out)
-            assert not told.startswith("ok ") or before + 1 == len(server.requests)
-            return Compared(added, time.monotonic() - ended, told)
+            assert not response.startswith("ok ") or before + 1 == len(server.requests)
+            return Compared(added, time.monotonic() - ended, response)
 
         hold_in_time(attempt)
 
 
 @pytest.mark.promise("faults.daemon")
-def test_a_daemon_goes_on_beside_what_hangs_and_is_told_in_ten_seconds(reporter, tmp_path, cases, request):
-    """It works on meanwhile, hears `unavailable` at 10 s, and the relay leaves while it stays."""
+def test_a_daemon_works_on_and_gets_its_response_in_ten_seconds(reporter, tmp_path, cases, request):
+    """It works on, gets `unavailable` after 10 s, and the relay ends while the daemon stays."""
     request.getfixturevalue("_namespaces")
     began = time.monotonic()
     with ExitStack() as stack:
@@ -399,11 +399,11 @@ def test_a_daemon_goes_on_beside_what_hangs_and_is_told_in_ten_seconds(reporter,
             started[name] = launch, launch.start(command, launcher=(*fault.before, *LAUNCHER))
         assert all(process.poll() is None for _, process in started.values())
         for name, (launch, process) in started.items():
-            told = process.stdout.readline()
+            response = process.stdout.readline()
             elapsed = time.monotonic() - began
 
-            assert told.startswith("error unavailable "), (name, told)
-            assert TIMED_OUT in told or AT_THE_LIMIT in told, (name, told)
+            assert response.startswith("error unavailable "), (name, response)
+            assert TIMED_OUT in response or AT_THE_LIMIT in response, (name, response)
             assert elapsed <= DAEMON_SECONDS + 2, (name, elapsed)
             poll_until(lambda launch=launch: not launch.relays(), waiting_for="the relay's end", deadline_seconds=10)
             assert process.poll() is None, name
@@ -430,7 +430,7 @@ print(outcome.value, time.monotonic() - began)
 
 
 def call_emit(environ, before=(), mode="-"):
-    """What one call of emit became, the seconds that it took, and what the process wrote."""
+    """Calls emit in a process; returns the outcome, and the seconds that the call took."""
     finished = subprocess.run(
         [*before, sys.executable, "-P", "-c", _EMIT, mode],
         env={**BASIC, **CONSENT, **environ},
@@ -447,8 +447,8 @@ def call_emit(environ, before=(), mode="-"):
 
 @pytest.mark.promise("faults.emit")
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)
-def test_a_call_of_emit_keeps_its_deadline_beside_a_fault_and_tells_the_truth(fault):
-    """It returns the true outcome within its deadline plus 0.25 s, imports included."""
+def test_a_call_of_emit_keeps_its_deadline_despite_a_fault_and_returns_the_true_outcome(fault):
+    """It returns within its deadline plus 0.25 s, imports included."""
 
     def attempt():
         outcome, seconds = call_emit(fault.environ, fault.before)
@@ -458,12 +458,12 @@ def test_a_call_of_emit_keeps_its_deadline_beside_a_fault_and_tells_the_truth(fa
     hold_in_time(attempt)
     if fault.outcome != TIMED_OUT:
         assert fault.outcome == call_emit(fault.environ | PATIENT, fault.before)[0]
-    assert [] == [proxy for proxy in fault.spared if proxy.requests]
+    assert [] == [proxy for proxy in fault.unused if proxy.requests]
 
 
 @pytest.mark.promise("faults.emit")
-def test_without_a_fault_the_same_call_is_accepted_and_without_descriptors_it_is_not():
-    """A process that has no descriptor left sends nothing, and says so; the same with one sends."""
+def test_without_a_fault_the_same_call_is_accepted_and_without_descriptors_it_is_unreachable():
+    """A process without a free descriptor sends nothing and says so; the same process with one sends."""
     with OtlpHttpServer() as server:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
         accepted, _ = call_emit(environ | {"OTEL_TBOT_TIMEOUT": "60000"})

@@ -1,4 +1,4 @@
-"""Promise 8: what is installed is what is said: one wheel from one source, quiet when imported, free to be used."""
+"""Proves promise 8: the installed package is one wheel from one source, quiet when imported, and free to use."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +18,7 @@ from tests.proof.tracing import trace
 from tests.support.checkout import ROOT
 
 PACKAGE = Path(otel_tbot.__file__).parent
-# The command in front of all others, and the relay's process: what they do at import is what they are for.
+# `python -m otel_tbot` and the fake tbot are programs: importing them runs them.
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "otel_tbot.")
@@ -26,18 +26,18 @@ MODULES = sorted(
 )
 
 
-# Read before any test begins, which sees no variable of this kind.
+# Read at import, because a fixture removes such variables before each test.
 WHEELS = os.environ.get("OTEL_TBOT_PROOF_WHEELS", "")
 
 
 def list_wheels():
-    """The two builds, in order."""
+    """Returns the two builds, in order."""
     return sorted(Path(WHEELS).glob("*/*.whl"))
 
 
 @pytest.mark.promise("supply.installed")
-def test_the_package_under_proof_is_the_installed_one():
-    """`otel_tbot` comes from this environment's site-packages, and no other is on the path."""
+def test_the_tested_package_is_the_installed_one():
+    """`otel_tbot` is imported from this environment's site-packages, and no other copy is on the path."""
     site_packages = Path(sysconfig.get_paths()["purelib"])
     others = [
         entry for entry in sys.path if entry and Path(entry) != site_packages and (Path(entry) / "otel_tbot").exists()
@@ -52,7 +52,7 @@ def test_the_package_under_proof_is_the_installed_one():
 
 @pytest.mark.promise("supply.installed")
 def test_the_installed_files_are_those_of_the_wheel():
-    """Each file of the wheel is installed with the same bytes, and none of ours beside them."""
+    """Each file of the wheel is installed with the same bytes, and the package has no other file."""
     with zipfile.ZipFile(list_wheels()[0]) as wheel:
         ours = {name: wheel.read(name) for name in wheel.namelist() if name.startswith("otel_tbot/")}
     installed = {
@@ -67,7 +67,7 @@ def test_the_installed_files_are_those_of_the_wheel():
 
 @pytest.mark.promise("supply.installed")
 def test_the_wheel_holds_the_package_its_command_and_its_licence_and_nothing_else():
-    """No test, no setting, no path of the machine that built it."""
+    """It has no test, no setting, and no path of the machine that built it."""
     (wheel, _) = list_wheels()
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_package_its_command_and_its_licence_and_nothing_els
 
 @pytest.mark.promise("supply.wheel")
 def test_two_builds_in_two_places_are_the_same_bytes():
-    """Built from the checkout and from a copy with other times, modes and place, the wheel is one."""
+    """The wheel from the checkout equals the one from a copy with other times, modes and place."""
     first, second = list_wheels()
 
     assert first.parent != second.parent
@@ -89,14 +89,14 @@ def test_two_builds_in_two_places_are_the_same_bytes():
     assert first.read_bytes() == second.read_bytes()
 
 
-# Importing urllib3, requests asks whether the machine has IPv6: a socket bound to ::1, connected to nothing.
+# When urllib3 is imported, it tries whether the machine has IPv6 with a socket that is bound to ::1, not connected.
 _ALLOWED = re.compile(r'socket\(AF_INET6, SOCK_STREAM|bind\(\d+, \{sa_family=AF_INET6, sin6_port=htons\(0\).*"::1"')
 
 
 @pytest.mark.promise("supply.import")
 @pytest.mark.parametrize("module", ["otel_tbot", *MODULES])
 def test_importing_a_module_uses_no_network(module, tmp_path):
-    """No connection, no look-up, nothing bound but urllib3's question for IPv6, and nothing written."""
+    """It makes no connection and no look-up, binds only urllib3's socket that tries IPv6, and writes nothing."""
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TELEPORT_ANONYMOUS_TELEMETRY": "1"}
     environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     done = trace([sys.executable, "-P", "-B", "-c", f"import {module}"], environ, tmp_path)
@@ -109,7 +109,7 @@ def test_importing_a_module_uses_no_network(module, tmp_path):
 
 @pytest.mark.promise("supply.import")
 def test_importing_a_client_that_connects_is_seen(tmp_path):
-    """A module that does connect when it is imported shows in the trace."""
+    """The trace shows a module that connects when it is imported."""
     (tmp_path / "loud.py").write_text("import socket\nsocket.socket().connect_ex(('127.0.0.1', 9))\n")
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     done = trace([sys.executable, "-P", "-B", "-c", "import loud"], environ, tmp_path)
@@ -117,7 +117,7 @@ def test_importing_a_client_that_connects_is_seen(tmp_path):
     assert done.connected()
 
 
-# What may be depended on from Apache-2.0: by its own terms, unmodified. MPL-2.0 covers its own files alone.
+# Licences that an Apache-2.0 project may depend on. MPL-2.0 covers only its own files, which are not modified.
 COMPATIBLE = {
     "Apache-2.0",
     "BSD-2-Clause",
@@ -132,7 +132,7 @@ COMPATIBLE = {
     "Zlib",
     "0BSD",
 }
-# Words of older metadata, for the same.
+# The same licences as older metadata names them.
 _WORDS = {
     "apache software license": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
@@ -151,7 +151,7 @@ _WORDS = {
 
 
 def list_dependencies():
-    """Every distribution that the wheel with all its extras brings along, by name."""
+    """Returns the name of every distribution that the wheel with all its extras requires."""
     found = {}
     waiting = [("otel-tbot", frozenset(("bridge", "config")))]
     while waiting:
@@ -170,7 +170,7 @@ def list_dependencies():
 
 
 def find_licences(name):
-    """The licences of *name* as its metadata says them: SPDX identifiers, or words of older metadata as such."""
+    """Returns the licences in the metadata of *name*: SPDX identifiers, or older names as they are."""
     metadata = importlib.metadata.metadata(name)
     if expression := metadata.get("License-Expression"):
         return set(re.split(r"\s+(?:AND|OR|and|or)\s+", expression.strip("()")))
@@ -184,8 +184,8 @@ def find_licences(name):
 
 
 @pytest.mark.promise("supply.licences")
-def test_every_dependency_has_a_licence_that_is_compatible_and_is_listed(cases):
-    """Each package that the wheel with its extras brings has a licence of the list, and docs/licences.md says which."""
+def test_every_dependency_has_a_compatible_licence_that_is_listed(cases):
+    """Each package that the wheel and its extras require has a compatible licence, which docs/licences.md names."""
     listed = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([a-z0-9][a-z0-9-]*) \| ([^|]+) \|$", listed, re.MULTILINE))
     found = {name: find_licences(name) for name in list_dependencies()}
@@ -197,7 +197,7 @@ def test_every_dependency_has_a_licence_that_is_compatible_and_is_listed(cases):
 
 @pytest.mark.promise("supply.licences")
 def test_every_other_package_here_is_compatible_too(cases):
-    """What the proof itself is run with is free to be used as well."""
+    """The packages that the proof itself needs have compatible licences too."""
     names = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()} - {
         "otel-tbot",
         "pip",

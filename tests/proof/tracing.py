@@ -1,4 +1,4 @@
-"""What a process did, as kernel and interpreter tell it: a command goes in, its calls or audit events come out."""
+"""Runs a command and returns its system calls, seen by strace, or its audit events, seen by the interpreter."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _FILE_CALLS = (
 )
 _PROCESS_CALLS = "clone,clone3,fork,vfork,execve,execveat"
 
-# What a dynamic program opens before its first line: the loader's cache, shared libraries, the C library's locales.
+# Files that a dynamic program opens before its first line: the loader's cache, shared libraries, locales.
 _SYSTEM_FILES = re.compile(
     r"/etc/ld\.so\.cache|(/usr)?/lib(32|64)?/([^/]+/)*[^/]+\.so(\.[0-9]+)*|/usr/lib/locale/.*|"
     r"(/usr)?/lib/[^/]+/gconv/gconv-modules(\.cache)?"
@@ -26,14 +26,14 @@ _SYSTEM_FILES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One system call as strace writes it."""
+    """One system call, as strace prints it."""
 
     name: str
     text: str
 
     @property
     def path(self) -> str:
-        """The first path among its arguments, "" for none."""
+        """The first path among its arguments, or "" without a path."""
         found = re.search(r'"((?:[^"\\]|\\.)*)"', self.text)
         return found.group(1) if found else ""
 
@@ -47,45 +47,45 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A finished command and the calls that it and all its children made, in order."""
+    """A finished command, and the calls that it and all its children made, in order."""
 
     finished: "subprocess.CompletedProcess[str]"
     calls: Sequence[Call]
 
     def before_command(self, name: str) -> "Trace":
-        """The trace up to where the command *name* is executed."""
+        """Returns the trace up to the execution of the command *name*."""
         ends = [i for i, call in enumerate(self.calls) if call.name == "execve" and call.path.endswith(f"/{name}")]
         if not ends:
             raise AssertionError(f"{name} was never executed")
         return Trace(self.finished, self.calls[: ends[0]])
 
     def network(self) -> list[str]:
-        """Every call that has to do with a socket."""
+        """Returns every call that concerns a socket."""
         known = {*_FILE_CALLS.split(","), *_PROCESS_CALLS.split(",")}
         return [call.text for call in self.calls if call.name not in known]
 
     def processes(self) -> list[str]:
-        """Every thread or process begun, and every program executed but the first."""
+        """Returns every start of a thread or process, and every execution of a program except the first."""
         begun = [call.text for call in self.calls if call.name in _PROCESS_CALLS.split(",")]
         return begun[1:] if begun and begun[0].startswith("execve") else begun
 
     def files(self) -> list[str]:
-        """Every file opened that is not the interpreter's own, and every one written to, by path."""
+        """Returns every opened file that is not the interpreter's, and every written file, by path."""
         return [
             f"{call.name} {call.path}"
             for call in self.calls
             if call.name in _FILE_CALLS.split(",")
             and (call.writes or not is_interpreters(call.path))
-            # The path may lead nowhere: what is not there was not opened.
+            # A file that does not exist was not opened.
             and not re.search(r"= -1 E(NOENT|NOTDIR)", call.text)
         ]
 
     def opened(self, text: str) -> list[str]:
-        """Every path with *text* in it that a call names."""
+        """Returns every path that contains *text* and that a call names."""
         return [call.path for call in self.calls if text in call.path and call.name in _FILE_CALLS.split(",")]
 
     def connected(self) -> set[str]:
-        """Every address connected or sent to, as strace writes it."""
+        """Returns every address that a call connects or sends to, as strace prints it."""
         return {
             found.group()
             for call in self.calls
@@ -96,7 +96,7 @@ class Trace:
 
 
 def is_interpreters(path: str) -> bool:
-    """Whether *path* belongs to the interpreter: its library, site-packages, or what the loader of programs opens."""
+    """Returns whether *path* belongs to the interpreter: its library, site-packages, or the loader's files."""
     roots = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
     roots |= {os.path.realpath(root) for root in roots}
     normal = os.path.normpath(path)
@@ -110,7 +110,7 @@ def trace(command: Sequence[str], environ: Mapping[str, str], folder: Path, **op
     written = folder / "trace"
     expression = f"trace=%network,{_FILE_CALLS},{_PROCESS_CALLS}"
     strace = ["strace", "-f", "--seccomp-bpf", "-qqq", "-s", "4096", "-e", expression, "-e", "signal=none"]
-    # strace itself needs no environment; the command gets this one and nothing else.
+    # strace needs no environment, so the command gets exactly this one.
     finished = subprocess.run(  # noqa: PLW1510  # in the options
         [*strace, "-o", written, *command],
         **{"env": environ, "capture_output": True, "text": True, "check": False, "timeout": 120} | options,
@@ -123,8 +123,8 @@ def trace(command: Sequence[str], environ: Mapping[str, str], folder: Path, **op
     return Trace(finished, calls)
 
 
-# Installed before anything else of the child runs. It keeps what has to do with sockets, threads, processes, files and
-# imports, and hands it over on a descriptor of its own at the end, which an exec is too.
+# Installed before anything else in the child runs. It keeps the events about sockets, threads, processes, files and
+# imports, and writes them to a separate descriptor at the end or before an exec.
 _HOOK = """
 import sys
 def install(fd):
@@ -158,7 +158,7 @@ def install(fd):
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A finished interpreter and the audit events that it raised."""
+    """A finished interpreter, and the audit events that it raised."""
 
     finished: "subprocess.CompletedProcess[str]"
     seen: Sequence[str]
@@ -167,7 +167,7 @@ class Audit:
     modules: Sequence[str]
 
     def files(self) -> list[str]:
-        """Every file opened that is not the interpreter's own, and every one opened to write."""
+        """Returns every opened file that is not the interpreter's, and every file opened for writing."""
         flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
         return [
             path
@@ -176,7 +176,7 @@ class Audit:
         ]
 
     def loaded(self, package: str) -> list[str]:
-        """Modules of *package* that were looked for or loaded."""
+        """Returns the modules of *package* that were searched for or loaded."""
         return [name for name in (*self.imports, *self.modules) if name.partition(".")[0] == package]
 
 
@@ -197,10 +197,11 @@ def audit(script: str, environ: Mapping[str, str], *arguments: str, **options: A
             handed = file.read()
         except BaseException:
             process.kill()
+            process.communicate()
             raise
     out, err = process.communicate(timeout=120)
     finished = subprocess.CompletedProcess(process.args, process.returncode, out, err)
     if not handed:
         raise AssertionError(f"the interpreter ended early: {err}")
-    told, _ = json.JSONDecoder().raw_decode(handed)
-    return Audit(finished, told["seen"], told["paths"], told["imports"], told["modules"])
+    events, _ = json.JSONDecoder().raw_decode(handed)
+    return Audit(finished, events["seen"], events["paths"], events["imports"], events["modules"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import otel_tbot
 from otel_tbot.relay.probe import probe_relay
 from tests.relay.test_server import BASIC, PATIENT, Command, endpoint, one_shot
 from tests.support.checkout import ROOT, skip_or_fail
@@ -16,6 +17,7 @@ from tests.support.processes import CONSENT, Launch
 from tests.support.servers import OtlpHttpServer
 
 SITE = sysconfig.get_path("purelib")
+PACKAGE_PARENT = Path(otel_tbot.__file__).parent.parent
 PYTHON = str(Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}"))
 """The interpreter of the virtual environment, which has no packages itself."""
 
@@ -25,7 +27,7 @@ MAIN = "from otel_tbot.__main__ import main\nmain()\n"
 def make_script(folder: Path) -> list[str]:
     """A script that builds sys.path, as PEX, Bazel and Nix do, run by an interpreter that has no packages."""
     script = folder / "script.py"
-    script.write_text(f"import sys\nsys.path[1:1] = [{str(ROOT)!r}, {SITE!r}]\n{MAIN}")
+    script.write_text(f"import sys\nsys.path[1:1] = [{str(PACKAGE_PARENT)!r}, {SITE!r}]\n{MAIN}")
     return [PYTHON, "-I", str(script)]
 
 
@@ -33,7 +35,7 @@ def make_long_script(folder: Path) -> list[str]:
     """The same with a path of 300 KB in 2,000 entries."""
     script = folder / "script.py"
     missing = "['/nonexistent/' + 'x' * 130 + str(n) for n in range(2000)]"
-    script.write_text(f"import sys\nsys.path[1:1] = {missing} + [{str(ROOT)!r}, {SITE!r}]\n{MAIN}")
+    script.write_text(f"import sys\nsys.path[1:1] = {missing} + [{str(PACKAGE_PARENT)!r}, {SITE!r}]\n{MAIN}")
     return [PYTHON, "-I", str(script)]
 
 
@@ -41,7 +43,7 @@ def make_relative_script(folder: Path) -> list[str]:
     """The same with entries that are relative to the working directory, and one with a line break and a colon."""
     link = folder / "a:b\nc"
     link.symlink_to(SITE)
-    (folder / "package").symlink_to(ROOT)
+    (folder / "package").symlink_to(PACKAGE_PARENT)
     script = folder / "script.py"
     script.write_text(f"import sys\nsys.path[1:1] = ['package', {link.name!r}]\n{MAIN}")
     return [PYTHON, "-I", str(script)]
@@ -50,15 +52,15 @@ def make_relative_script(folder: Path) -> list[str]:
 def make_archive(folder: Path) -> list[str]:
     """A zipapp with this package inside, named by a relative path."""
     with zipfile.ZipFile(folder / "app.pyz", "w") as archive:
-        for path in (ROOT / "otel_tbot").rglob("*.py"):
-            archive.write(path, path.relative_to(ROOT))
+        for path in (PACKAGE_PARENT / "otel_tbot").rglob("*.py"):
+            archive.write(path, path.relative_to(PACKAGE_PARENT))
         archive.writestr("__main__.py", f"import sys\nsys.path.insert(1, {SITE!r})\n{MAIN}")
     return [PYTHON, "-I", "app.pyz"]
 
 
 def make_pythonpath(_folder: Path) -> list[str]:
     """An interpreter that has no packages, with PYTHONPATH."""
-    return ["env", f"PYTHONPATH={ROOT}:{SITE}", PYTHON, "-m", "otel_tbot"]
+    return ["env", f"PYTHONPATH={PACKAGE_PARENT}:{SITE}", PYTHON, "-m", "otel_tbot"]
 
 
 def make_module(_folder: Path) -> list[str]:
@@ -71,7 +73,7 @@ def make_pythonhome(_folder: Path) -> list[str]:
     return [
         "env",
         f"PYTHONHOME={sys.base_prefix}",
-        f"PYTHONPATH={ROOT}:{SITE}",
+        f"PYTHONPATH={PACKAGE_PARENT}:{SITE}",
         PYTHON,
         "-m",
         "otel_tbot",

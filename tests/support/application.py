@@ -69,7 +69,7 @@ def run_application(  # one row of a table
     consent: str | None = "1",
     more: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the application to its end, with everything that reveals a host set, sending *signal* to *url*."""
+    """Runs the application to its end, in an environment that reveals a host; it sends *signal* to *url*."""
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),

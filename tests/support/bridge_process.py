@@ -30,6 +30,7 @@ class BridgeProcess:
                 break
             self._began += line
         else:
+            self._process.stdout.close()
             raise AssertionError(f"the bridge ended with {self._process.wait()}: {self._began}")
         self.port = int(self.url.rpartition(":")[2])
         self.pid = self._process.pid
@@ -38,6 +39,7 @@ class BridgeProcess:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self.end()
+        self._process.stdout.close()
 
     def ask_to_end(self) -> None:
         """Sends SIGTERM."""

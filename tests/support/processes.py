@@ -18,6 +18,24 @@ MEASURED = {name: value for name, value in os.environ.items() if name.startswith
 _MARK_VARIABLE = "OTEL_TBOT_TEST_MARK"
 
 
+_started: "list[subprocess.Popen[str]]" = []
+
+
+def end_started() -> None:
+    """Kills the commands that `Launch.start` started and that still run, and closes the pipes of all of them."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    pass  # data that was never written; its reader has ended
+
+
 class Launch:
     """One environment to start commands in, and a way to find their relays.
 
@@ -41,11 +59,13 @@ class Launch:
     def start(
         self, command: Sequence[str], *, launcher: Sequence[str] = LAUNCHER, **options: object
     ) -> "subprocess.Popen[str]":
-        """Starts *command* behind `run`."""
+        """Starts *command* behind `run`; `end_started` ends it, and closes its pipes."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]  # options are subprocess's own
+        process = subprocess.Popen(  # type: ignore[call-overload, no-any-return]  # options are subprocess's own
             [*launcher, *command], **{"env": self.environ, "text": True, **pipes} | options
         )
+        _started.append(process)
+        return process
 
     def relays(self) -> list[int]:
         """Returns the process ids of the relays that still run."""

@@ -1,6 +1,6 @@
-"""The examples of one page, run in order, as its reader would: in one folder, with what the page started before.
+"""Runs the examples of one page in order, as a reader would: in one folder, next to what the page started before.
 
-A comment before a block says what is done with it: `<!-- run: KIND [NAME] [events=N] [status=N] [until=TEXT] -->`.
+A comment before a block says how it is run: `<!-- run: KIND [NAME] [events=N] [status=N] [until=TEXT] -->`.
 """
 
 import json
@@ -32,17 +32,17 @@ from tools.pages import Example, Page
 
 BIN = Path(sys.executable).parent
 SETUP = re.compile(r"\b(venv|pip)\b")
-"""Lines of a job that install: they need a registry, and what they install is what runs here anyway."""
+"""Lines of a job that install packages. They need a package registry, and the packages are installed here already."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Walkthrough:
-    """Where a page's examples run.
+    """Runs a page's examples.
 
-    On PATH are this environment's programs, `helm`, `otelcol`, the real collector, and stand-ins for `tbot` and
-    `tini`. The addresses that pages name lead to free ports of this machine, and /etc/tbot.yaml to a file of the
-    folder. Where pages send, a collector listens, unless the page starts one itself.
+    PATH has this environment's programs, `helm`, `otelcol` (the real collector), and fakes of `tbot` and `tini`. The
+    addresses in a page are replaced by free ports of this machine, and /etc/tbot.yaml by a file in the folder. A
+    collector listens where pages send, unless the page starts one itself.
     """
 
     def __init__(self, page: Page, folder: Path, otelcol: str) -> None:
@@ -87,7 +87,7 @@ class Walkthrough:
                 self._collector.__exit__(*error)
 
     def run(self, example: Example) -> None:
-        """Does with *example* what its comment says; fails where that fails."""
+        """Runs *example* as its comment says, and fails if that fails."""
         kind, *words = example.run
         options = dict(word.split("=", 1) for word in words if "=" in word)
         names = [word for word in words if "=" not in word]
@@ -98,9 +98,9 @@ class Walkthrough:
         assert awaited == len(self.events()), example.place
 
     def check_end(self) -> None:
-        """Fails where more events came than the page says; one more, sent last, marks the end."""
+        """Fails if more events arrived than the page says; one more event, sent last, marks the end."""
         if self._starts_collector and not self._collector.path.exists():
-            return  # the page's own collector hands on what it gets, to where nobody is
+            return  # the page's own collector forwards events to an address without a server
         before = len(self.events())
         event = TbotStart(run_mode="daemon", session_id=str(uuid.uuid4()))
         sender = EventSender(self._collector.environ("http/protobuf", "log"), origin=FROM_REPORT, is_local=True)
@@ -110,7 +110,7 @@ class Walkthrough:
         assert before + 1 == len(self.events())
 
     def events(self) -> list[str]:
-        """The session ids that the collector has got."""
+        """Returns the session ids that the collector has received."""
         text = json.dumps(self._collector.requests())
         return re.findall(r'"session\.id", "value": {"stringValue": "([^"]+)"', text)
 
@@ -137,7 +137,7 @@ class Walkthrough:
         return {
             "PATH": f"{self._programs}:{BIN}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self._folder),
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{http}",  # for pages that keep to the default
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{http}",  # for pages that use the default
             "OTEL_TBOT_TIMEOUT": "60000",
             "TBOT_OTLP_HTTP": f"127.0.0.1:{http}",
             "TBOT_OTLP_GRPC": f"127.0.0.1:{grpc}",
@@ -161,20 +161,20 @@ class Walkthrough:
         assert status == finished.returncode, self._shown
 
     def _run_shell(self, text: str, _names: list[str], options: dict[str, str]) -> None:
-        """Runs lines of a shell; what they export holds for the page's next ones."""
+        """Runs lines of a shell; variables that they export are set for the page's later blocks."""
         exports = self._folder / "exports.sh"
         exports.touch()
         script = f'. "{exports}"\n{text}\nexport -p >"{exports}"\n'
         self._execute(["sh", "-e", "-c", script], status=int(options.get("status", 0)))
 
     def _run_root(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
-        """Runs lines in the checkout itself; its make uses this environment."""
+        """Runs lines in the checkout itself, with this environment for make."""
         self._execute(
             ["sh", "-e", "-c", text], environ={"MAKEFLAGS": f"VENV={os.path.relpath(sys.prefix, ROOT)}"}, cwd=ROOT
         )
 
     def _run_background(self, text: str, _names: list[str], options: dict[str, str]) -> None:
-        """Starts a command that stays until the page's end, and waits for what it prints when it is ready."""
+        """Starts a command that runs until the page's end, and waits for the text that says it is ready."""
         path = self._folder / f"background-{len(self._processes)}.txt"
         exports = self._folder / "exports.sh"
         exports.touch()
@@ -196,24 +196,24 @@ class Walkthrough:
         assert process.poll() is None, self._shown
 
     def _run_validate(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
-        """Lets the collector check the configuration that it would run."""
+        """Lets the collector validate the configuration that it would run."""
         self._execute(["sh", "-e", "-c", text.replace("otelcol --config", "otelcol validate --config")])
 
     def _run_elsewhere(self, _text: str, names: list[str], _options: dict[str, str]) -> None:
-        """Leaves the block to the test file that is named, which has to name the page."""
+        """Skips the block, which the named test file runs; that file must name the page."""
         assert self._page_name in (ROOT / names[0]).read_text(encoding="utf-8")
 
     def _run_file(self, text: str, names: list[str], _options: dict[str, str]) -> None:
-        """Keeps the block as a file for what comes next."""
+        """Writes the block to a file for the later blocks."""
         (self._folder / names[0]).write_text(text)
 
     def _run_python(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
-        """Runs a program, with what was exported before."""
+        """Runs a Python program with the variables that were exported before."""
         self._run_file(text, ["example.py"], {})
         self._run_shell("python example.py", [], {})
 
     def _run_output(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
-        """Looks for each line in what the last command showed, in order; numbers and ids may differ, … is anything."""
+        """Finds each line in the last command's output, in order; numbers and ids may differ, … matches anything."""
         shown = [_normalise(line) for line in self._shown.splitlines()]
         for line in text.splitlines():
             if line.strip() in ("", "…"):
@@ -222,7 +222,7 @@ class Walkthrough:
             shown = shown[shown.index(_normalise(line)) + 1 :]
 
     def _run_unit(self, text: str, names: list[str], _options: dict[str, str]) -> None:
-        """Checks a drop-in of systemd's, and runs what it starts in the environment that it sets."""
+        """Checks a systemd drop-in, and runs its command with the variables that it sets."""
         drop_in = self._folder / f"{names[0]}.d"
         drop_in.mkdir()
         (drop_in / "override.conf").write_text(text)
@@ -235,13 +235,13 @@ class Walkthrough:
         self._execute(command.split(), environ=environ)
 
     def _run_image(self, text: str, _names: list[str], _options: dict[str, str]) -> None:
-        """Runs what an image starts, in the environment that it sets; its other lines need an engine."""
+        """Runs an image's entry point with the variables that it sets; its other lines need a container engine."""
         environ = dict(re.findall(r"^ENV (?!PATH)(\w+)=(.*)$", text, re.MULTILINE))
         (entrypoint,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
         self._execute(["sh", "-c", 'exec "$@"', "sh", *json.loads(entrypoint)], environ=environ)
 
     def _run_job(self, text: str, names: list[str], _options: dict[str, str]) -> None:
-        """Checks a job by its maker's schema, and runs its shell lines but for those that install."""
+        """Checks a CI job by its published schema, and runs its shell lines except those that install."""
         path = self._folder / "job.yml"
         path.write_text(text)
         self._execute([str(BIN / "check-jsonschema"), "--builtin-schema", names[0], str(path)])
@@ -256,16 +256,16 @@ class Walkthrough:
 
 
 def _find_port() -> int:
-    """A loopback port that is free, and below those that the kernel hands out by itself before it is used."""
+    """Returns a free loopback port below the range from which the kernel picks ports."""
     for port in random.sample(range(15000, 30000), 100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
-    raise AssertionError("a hundred ports are taken")
+    raise AssertionError("a hundred ports are in use")
 
 
-def _read_job(document: dict) -> tuple[dict[str, str], list[str]]:  # type: ignore[type-arg]  # of either maker
-    """The variables and the shell lines of the one job in a file of GitHub's or GitLab's."""
+def _read_job(document: dict) -> tuple[dict[str, str], list[str]]:  # type: ignore[type-arg]  # of GitHub or GitLab
+    """Returns the variables and the shell lines of the one job in a GitHub or GitLab file."""
     if "jobs" in document:
         (job,) = document["jobs"].values()
         steps = [step for step in job["steps"] if "run" in step]
@@ -276,5 +276,5 @@ def _read_job(document: dict) -> tuple[dict[str, str], list[str]]:  # type: igno
 
 
 def _normalise(line: str) -> str:
-    """*line* without what differs from run to run: ids, numbers, the width of gaps. Pure."""
+    """Returns *line* without the parts that differ from run to run: ids, numbers, the width of gaps. Pure."""
     return re.sub(r"\s+", " ", re.sub(r"[0-9]+", "0", _UUID.sub("ID", line))).strip()
