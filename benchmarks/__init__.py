@@ -1,5 +1,5 @@
-"""What every figure of speed or memory comes from: `python -m benchmarks`, or `make bench`.
+"""Measures every figure of speed and memory: `python -m benchmarks`, or `make bench`.
 
-Each module measures some of the figures; `measuring` runs processes and reads what they cost, `peers` provides what is
-measured beside ours, `table` prints and writes.
+Each module measures some of the figures. `processes` runs programs and reads their time and memory, `competitors`
+provides the programs that ours is compared with, `table` prints and writes the tables, `charts` draws the ratios.
 """

@@ -1,6 +1,7 @@
-"""`python -m benchmarks [FIGURE…]`: measures the figures named, or all, and prints their tables.
+"""Measures the figures that are named, or all, and prints their tables.
 
-All of them, they are written to benchmarks/RESULTS.md too. Needs what `make bench` installs and builds.
+`python -m benchmarks [FIGURE…]`. If all are measured, the tables are also written to benchmarks/RESULTS.md.
+`make bench` installs and builds what this needs.
 """
 
 import argparse
@@ -12,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import charts, table
-from benchmarks import competitors as peers
+from benchmarks import charts, competitors, table
 from benchmarks.processes import COLLECTOR, ROOT, become_reaper, list_children
 from tests.support.otelcol import Collector
 
@@ -22,7 +22,7 @@ _LIMIT_SECONDS = 60 * 60
 
 
 def list_figures() -> dict[str, Callable[[Collector], list[table.Figure]]]:
-    """What can be measured, in the order of the table; each gets a collector that takes everything."""
+    """Returns what can be measured, in the order of the table; each figure gets a collector that accepts everything."""
     from benchmarks import bridge, fleet, guard, library, one_shot, start
 
     return {
@@ -40,25 +40,25 @@ def list_figures() -> dict[str, Callable[[Collector], list[table.Figure]]]:
     }
 
 
-def _give_up(*_: object) -> None:
-    raise TimeoutError("the benchmarks took too long altogether")
+def _stop_measuring(*_: object) -> None:
+    raise TimeoutError("the benchmarks together took longer than an hour")
 
 
 def main() -> int:
-    """Measures; 0 whether or not a goal was met: a table is no test."""
+    """Measures; returns 0, also if a goal was missed, because a table is not a test."""
     figures = list_figures()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(figures)}; all where none is named"
+        "figures", nargs="*", metavar="FIGURE", help=f"any of {', '.join(figures)}; all if none is named"
     )
     named = parser.parse_args().figures or list(figures)
     if unknown := set(named) - set(figures):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
-    peers.build()
-    machine = peers.describe_machine()
+    competitors.build()
+    machine = competitors.describe_machine()
     print("\n".join(machine), "\n", flush=True)
     become_reaper()
-    signal.signal(signal.SIGALRM, _give_up)
+    signal.signal(signal.SIGALRM, _stop_measuring)
     signal.alarm(_LIMIT_SECONDS)
     measured = []
     try:
@@ -70,7 +70,7 @@ def main() -> int:
                     print("\n".join(table.to_lines(figure)), flush=True)
             print(f"({name}: {time.monotonic() - began:.0f} s)\n", file=sys.stderr, flush=True)
     finally:
-        # Whatever went wrong, nothing stays: what lost its parent is a child of ours.
+        # Leave no process, also after an error: this process adopts those that lost their parent.
         for pid in list_children(os.getpid()):
             os.kill(pid, signal.SIGKILL)
     if len(named) == len(figures):

@@ -1,4 +1,4 @@
-"""Figures `bridge`, `servers` and `memory`: what a report costs a bridge, under which server, and for how long."""
+"""Measures `bridge`, `servers` and `memory`: the cost of a report for a bridge, its server, and its memory."""
 
 import os
 import time
@@ -15,12 +15,13 @@ from benchmarks.processes import (
     load,
     read_memory_mib,
     read_processor_seconds,
-    serving,
+    run_server,
 )
 from benchmarks.table import Figure
 from otel_tbot.event import TbotStart
-from otel_tbot.otlp.client import OtlpSender
-from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.otlp.client import OtlpClient
+from otel_tbot.otlp.config import resolve_config
+from otel_tbot.otlp.encoding import encode_request
 from otel_tbot.outcome import Outcome
 from tests.support.otelcol import Collector
 
@@ -42,7 +43,7 @@ _SERVERS: dict[str, tuple[str, ...]] = {
     "granian": ("granian", "--interface", "asginl", "--no-ws", "--http", "1", "--workers", "1"),
 }
 
-# A server of somebody else's on a free port, which says where it listens as ours does.
+# Starts another server on a free port, and prints its address as our bridge does.
 _SERVE = """
 import os, socket, subprocess, sys, time
 with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -67,24 +68,24 @@ def _serve(application: str, server: tuple[str, ...], *more: str) -> tuple[Path 
 
 @contextmanager
 def _measured(
-    command: tuple[Path | str, ...], environ: Mapping[str, str], beside: int = 0
+    command: tuple[Path | str, ...], environ: Mapping[str, str], collector_pid: int = 0
 ) -> Iterator[Callable[[], Mapping[str, float]]]:
-    """A server, and what takes one round's values of it; `beside` is the processor time of the process *beside*."""
-    with serving(command, PLAIN | environ) as (url, pid):
+    """Runs a server; yields a function that measures one round of it, and the processor time of *collector_pid*."""
+    with run_server(command, PLAIN | environ) as (url, pid):
         load(url, 2000)
 
         def measure() -> Mapping[str, float]:
-            spent = [read_processor_seconds(process) for process in (pid, beside) if process]
+            spent = [read_processor_seconds(process) for process in (pid, collector_pid) if process]
             totals = load(url, REPORTS)
             spent = [
                 (read_processor_seconds(process) - before) / REPORTS
-                for process, before in zip([process for process in (pid, beside) if process], spent, strict=True)
+                for process, before in zip([process for process in (pid, collector_pid) if process], spent, strict=True)
             ]
             memory = read_memory_mib(pid)
             paced = load(url, PACED_REPORTS, "-over", f"{PACED_SECONDS}s")
             return {
                 "processor": spent[0],
-                "beside": spent[-1],
+                "collector": spent[-1],
                 "p99": totals["p99_ms"] / 1e3,
                 "median": totals["median_ms"] / 1e3,
                 "rate": totals["per_second"],
@@ -96,13 +97,16 @@ def _measured(
 
 
 def _rounds(
-    cases: Mapping[str, tuple[tuple[Path | str, ...], Mapping[str, str]]], *, beside: int = 0, rounds: int = ROUNDS
+    cases: Mapping[str, tuple[tuple[Path | str, ...], Mapping[str, str]]],
+    *,
+    collector_pid: int = 0,
+    rounds: int = ROUNDS,
 ) -> dict[str, Samples]:
-    """Rounds of each case, its server started anew for each, so that one runs at a time."""
+    """Measures rounds of each case; a new server is started for each, so that only one runs at a time."""
 
     def once(command: tuple[Path | str, ...], environ: Mapping[str, str]) -> Callable[[], Mapping[str, float]]:
         def measure() -> Mapping[str, float]:
-            with _measured(command, environ, beside) as take:
+            with _measured(command, environ, collector_pid) as take:
                 return take()
 
         return measure
@@ -111,7 +115,7 @@ def _rounds(
 
 
 def measure_bridge(collector: Collector) -> list[Figure]:
-    """The bridge in front of a collector, beside empty services."""
+    """Compares the bridge, in front of a collector, with services that do nothing."""
     pid = collector._process.pid  # noqa: SLF001  # the tests' own
     environ = collector.environ("http/protobuf", "log")
     taken = _rounds(
@@ -122,85 +126,89 @@ def measure_bridge(collector: Collector) -> list[Figure]:
             "two": (_serve("otel_tbot.bridge:app", ("uvicorn", *_UVICORN), "--workers", "2"), environ),
             "go": ((REPORTER, "serve"), {}),
         },
-        beside=pid,
+        collector_pid=pid,
     )
     export = _time_export(environ)
     figure = Figure(
         "7. The bridge",
         f"{ROUNDS} rounds of {REPORTS:,} reports over {CONNECTIONS} connections, as fast as they are answered, and of "
         f"{PACED_REPORTS:,} in {PACED_SECONDS} s; load generator, bridge and collector share {os.cpu_count()} cores, "
-        "so the rates are no bridge's of its own. The empty services answer at once and send nothing. One export is "
-        "that of 64 events, alone.",
+        "so no rate is that of a bridge alone. The empty services respond at once and send nothing. One export "
+        "has 64 events, and nothing else runs.",
     )
     noop, ours = taken["noop: processor"], taken["bridge: processor"]
-    figure.add("our service around nothing: processor time a report", noop, "us", scale=1e6)
+    figure.add("our service without delivery: processor time per report", noop, "us", scale=1e6)
     figure.add(
-        "the bridge: processor time a report", ours, "us", scale=1e6, base=noop,
+        "the bridge: processor time per report", ours, "us", scale=1e6, base=noop,
         goal=f"at most {noop.minimum * 1e6:.0f} + {_MOST_ABOVE_NOOP * 1e6:.0f} us",
         is_met=ours.minimum <= noop.minimum + _MOST_ABOVE_NOOP,
     )  # fmt: skip
     for case, name in _EMPTY.items():
-        figure.add(f"{name}: processor time a report", taken[f"{case}: processor"], "us", scale=1e6, base=noop)
-    figure.add("the collector behind the bridge: processor time a report", taken["bridge: beside"], "us", scale=1e6)
+        figure.add(f"{name}: processor time per report", taken[f"{case}: processor"], "us", scale=1e6, base=noop)
+    figure.add(
+        "the collector behind the bridge: processor time per report", taken["bridge: collector"], "us", scale=1e6
+    )
     figure.add("one export", export, "ms", scale=1e3)
     for part, pace in (
-        ("p99", "as fast as they are answered"),
-        ("paced p99", f"{PACED_REPORTS // PACED_SECONDS} a second"),
+        ("p99", "as fast as possible"),
+        ("paced p99", f"{PACED_REPORTS // PACED_SECONDS} per second"),
     ):
         limit = taken[f"connectrpc: {part}"].median + 2 * export.median
-        figure.add(f"our service around nothing: 99th percentile, {pace}", taken[f"noop: {part}"], "ms", scale=1e3)
+        figure.add(f"our service without delivery: 99th percentile, {pace}", taken[f"noop: {part}"], "ms", scale=1e3)
         figure.add(f"{_EMPTY['connectrpc']}: 99th percentile, {pace}", taken[f"connectrpc: {part}"], "ms", scale=1e3)
         figure.add(
             f"the bridge: 99th percentile, {pace}", taken[f"bridge: {part}"], "ms", scale=1e3,
             goal=f"median at most {limit * 1e3:.1f} ms", is_met=taken[f"bridge: {part}"].median <= limit,
         )  # fmt: skip
     for case, name in {
-        "noop": "our service around nothing",
+        "noop": "our service without delivery",
         **_EMPTY,
         "bridge": "the bridge",
         "two": "two workers",
     }.items():
-        figure.add(f"{name}: reports a second", taken[f"{case}: rate"], "")
-    figure.add("two workers: processor time a report", taken["two: processor"], "us", scale=1e6, base=ours)
+        figure.add(f"{name}: reports per second", taken[f"{case}: rate"], "")
+    figure.add("two workers: processor time per report", taken["two: processor"], "us", scale=1e6, base=ours)
     figure.add("the bridge: proportional set size", taken["bridge: memory"], "MiB")
     return [figure]
 
 
 def _time_export(environ: Mapping[str, str]) -> Samples:
-    """One export of as many events as there are connections, on a connection that is there."""
-    body = load_encoder("log", is_local=False)([(TbotStart(run_mode="daemon"), 0)] * CONNECTIONS).SerializeToString()
-    sender = OtlpSender(environ, signal="log", deadline_seconds=10)
+    """Times one export of as many events as there are connections, over an open connection."""
+    batch = [(TbotStart(run_mode="daemon"), 0)] * CONNECTIONS
+    body = encode_request(batch, signal="log", is_local=False).SerializeToString()
+    client = OtlpClient(resolve_config(environ, signal="log"))
 
     def send() -> float:
         began = time.perf_counter()
-        if sender.send(body) is not Outcome.ACCEPTED:
-            raise RuntimeError(sender.answer.status)
+        result = client.send(body, deadline=time.monotonic() + 10)
+        if result.outcome is not Outcome.ACCEPTED:
+            raise RuntimeError(result.status)
         return time.perf_counter() - began
 
     taken = interleave({"": send}, 100)[""]
-    sender.close()
+    client.close()
     return taken
 
 
 def measure_servers(_collector: Collector) -> list[Figure]:
-    """The bridge's service, around nothing, under each server that could carry it."""
+    """Compares servers that could run the bridge's service, with a service that sends nothing."""
     cases = {
         name: (_serve("benchmarks.noop:app", server, *(["--lifespan", "off"] if "uvicorn" in name else [])), {})
         for name, server in _SERVERS.items()
     }
     taken = _rounds(cases, rounds=3)
-    figure = Figure("The server under the bridge", f"3 rounds of {REPORTS:,} reports; the service does nothing.")
+    figure = Figure("The server under the bridge", f"3 rounds of {REPORTS:,} reports; the service sends nothing.")
     chosen = taken["uvicorn, httptools: processor"]
     for name in _SERVERS:
-        figure.add(f"{name}: processor time a report", taken[f"{name}: processor"], "us", scale=1e6, base=chosen)
+        figure.add(f"{name}: processor time per report", taken[f"{name}: processor"], "us", scale=1e6, base=chosen)
     for name in _SERVERS:
         figure.add(f"{name}: proportional set size", taken[f"{name}: memory"], "MiB")
     return [figure]
 
 
 def measure_memory(collector: Collector) -> list[Figure]:
-    """The bridge's memory after 100,000 and after 1,000,000 reports."""
-    with serving(_BRIDGE, PLAIN | collector.environ("http/protobuf", "log")) as (url, pid):
+    """Measures the bridge's memory after 100,000 and after 1,000,000 reports."""
+    with run_server(_BRIDGE, PLAIN | collector.environ("http/protobuf", "log")) as (url, pid):
         sizes = []
         for count in (FIRST_REPORTS, MANY_REPORTS - FIRST_REPORTS):
             load(url, count)

@@ -185,22 +185,22 @@ CHARTS: Final = (
         bars=(
             Bar(
                 label="the bridge, export included",
-                what="the bridge: processor time a report",
+                what="the bridge: processor time per report",
                 base_label=_SERVICE,
-                base="our service around nothing: processor time a report",
+                base="our service without delivery: processor time per report",
             ),
             Bar(
                 label="connectrpc, a service that does nothing",
-                what="an empty service by connectrpc, on the same server: processor time a report",
+                what="an empty service by connectrpc, on the same server: processor time per report",
                 base_label=_SERVICE,
-                base="our service around nothing: processor time a report",
+                base="our service without delivery: processor time per report",
                 is_ours=False,
             ),
             Bar(
                 label="connect-go, a service that does nothing",
-                what="an empty service by connect-go: processor time a report",
+                what="an empty service by connect-go: processor time per report",
                 base_label=_SERVICE,
-                base="our service around nothing: processor time a report",
+                base="our service without delivery: processor time per report",
                 is_ours=False,
             ),
         ),
@@ -212,9 +212,9 @@ CHARTS: Final = (
         bars=(
             Bar(
                 label="a collector with the guard",
-                what="with the guard: the collector's processor time an event",
+                what="with the guard: the collector's processor time per event",
                 base_label="the same collector without it",
-                base="without the guard: the collector's processor time an event",
+                base="without the guard: the collector's processor time per event",
             ),
         ),
     ),

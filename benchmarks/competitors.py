@@ -1,4 +1,4 @@
-"""What is measured beside ours, and the ways that ours is installed: built or installed on the first use."""
+"""Builds and installs the programs that ours is compared with, and ours in each way that users install it."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ _NAMED: Final = (
 
 
 def build() -> None:
-    """Builds otel-cli, and the wheel; installs that by pip and by uv, each in an environment of its own."""
+    """Builds otel-cli and the wheel, and installs the wheel by pip and by uv into separate environments."""
     BUILD.mkdir(parents=True, exist_ok=True)
     if not OTEL_CLI.exists():
         command = ["go", "build", "-mod=mod", "-o", OTEL_CLI, "github.com/equinix-labs/otel-cli"]
@@ -40,7 +40,7 @@ def build() -> None:
         folder = environment(installer)
         if not folder.exists():
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            # What it depends on is that of the checkout.
+            # Its dependencies are those of the checkout's environment.
             inside = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages" / "dependencies.pth"
             inside.write_text(sysconfig.get_path("purelib") + "\n")
         python = folder / "bin" / "python"
@@ -48,17 +48,17 @@ def build() -> None:
         if installer == "uv":
             install = [BIN / "uv", "pip", "install", "--offline", "--reinstall", "--python", python]
         subprocess.run([*install, "--quiet", "--no-deps", wheel], check=True)
-        # Both write bytecode, or neither: a first start that compiles is another figure.
+        # A first start that compiles bytecode is another figure.
         subprocess.run([python, "-m", "compileall", "-q", folder / "lib"], check=False)
 
 
 def environment(installer: str) -> Path:
-    """The virtual environment in which *installer* ("pip" or "uv") put the wheel."""
+    """Returns the virtual environment into which *installer* ("pip" or "uv") installed the wheel."""
     return BUILD / installer
 
 
 def describe_machine() -> list[str]:
-    """Machine, versions and commit, a line each; nothing that names the machine."""
+    """Returns a line each for the machine, versions and commit, without a name of the machine."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks.processes import BIN, COLLECTOR, PLAIN, REPORTER, read_memory_mib, read_processor_seconds, serving
+from benchmarks.processes import BIN, COLLECTOR, PLAIN, REPORTER, read_memory_mib, read_processor_seconds, run_server
 from benchmarks.table import Figure
 from tests.support.chart import ChartCollector, Release
 from tests.support.otelcol import Collector, KitCollector
@@ -23,13 +23,13 @@ from tests.support.otelcol import Collector, KitCollector
 STARTS, SECONDS, BRIDGES, CONNECTIONS = 10_000, 60, 2, 256
 _ARRIVAL_SECONDS: Final = 120
 _SESSION: Final = re.compile(r'"session\.id","value":\{"stringValue":"([0-9a-f-]{36})"')
-# A core is not to be planned full: what comes together does not come evenly.
+# Plan for a core that is half used, because starts do not arrive evenly.
 _FILL: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """Bridges, the chart's collector, a gateway and what is behind them, all running."""
+    """Running bridges, the chart's collector, a gateway, and the collector behind them."""
 
     behind: Collector
     urls: list[str]
@@ -38,11 +38,11 @@ class _Chain:
 
 
 def measure_fleet(_collector: Collector) -> list[Figure]:
-    """Each start is a connection and a report of its own; every event must be behind the gateway."""
+    """Measures starts, each with its own connection and report; every event must arrive behind the gateway."""
     with TemporaryDirectory() as folder, ExitStack() as stack:
         chain = _start(stack, Path(folder))
         about = (
-            f"{STARTS:,} starts, each on its own connection: {BRIDGES} bridges, the collector as the Helm chart "
+            f"{STARTS:,} starts, each on a separate connection: {BRIDGES} bridges, the collector as the Helm chart "
             "configures it and a gateway, with their guards and queues on disk, a last collector with a file; load "
             "generator and all of them on this machine, one run. The collectors take their processor time until the "
             "last event is behind them."
@@ -54,7 +54,7 @@ def measure_fleet(_collector: Collector) -> list[Figure]:
 
 
 def _start(stack: ExitStack, folder: Path) -> _Chain:
-    """Starts everything from the back to the front; *stack* ends it."""
+    """Starts everything, the last part first; *stack* ends it."""
     for name in ("behind", "gateway", "collector"):
         (folder / name).mkdir()
     behind = stack.enter_context(Collector(str(COLLECTOR), folder / "behind"))
@@ -64,13 +64,13 @@ def _start(stack: ExitStack, folder: Path) -> _Chain:
     collector = stack.enter_context(ChartCollector(str(COLLECTOR), Release(), folder / "collector", destination))
     command = (BIN / "otel-tbot", "bridge", "--listen", "127.0.0.1:0")
     environ = PLAIN | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url()}
-    bridges = [stack.enter_context(serving(command, environ)) for _ in range(BRIDGES)]
+    bridges = [stack.enter_context(run_server(command, environ)) for _ in range(BRIDGES)]
     processes = {"bridge": [pid for _, pid in bridges], "collector": [collector.pid], "gateway": [gateway.pid]}
     return _Chain(behind, [url for url, _ in bridges], processes, folder)
 
 
 def _measure_starts(figure: Figure, chain: _Chain, how: str, seconds: int) -> dict[str, float]:
-    """Rows of STARTS starts over *seconds*; the processor time that each kind of process took a start."""
+    """Adds rows for STARTS starts over *seconds*; returns the processor time per start of each kind of process."""
     before = {name: sum(map(read_processor_seconds, pids)) for name, pids in chain.processes.items()}
     totals, ids = _report_starts(chain, seconds)
     arrived = [session for session in _wait_for(ids, chain.behind) if session in ids]
@@ -87,12 +87,12 @@ def _measure_starts(figure: Figure, chain: _Chain, how: str, seconds: int) -> di
         figure.add_value(f"latency at tbot, {text}", f"{max(total[name] for total in totals):.1f} ms")
     for name, pids in chain.processes.items():
         memory = max(map(read_memory_mib, pids))
-        figure.add_value(f"{name}: processor time a start; memory", f"{spent[name] * 1e6:.0f} us; {memory:.0f} MiB")
+        figure.add_value(f"{name}: processor time per start; memory", f"{spent[name] * 1e6:.0f} us; {memory:.0f} MiB")
     return spent
 
 
 def _report_starts(chain: _Chain, seconds: int) -> tuple[list[dict[str, float]], set[str]]:
-    """Starts spread over the bridges; what the reporters say of each, and the ids of what was answered with success."""
+    """Spreads starts over the bridges; returns the reporters' totals, and the ids that were accepted."""
     loads, files = [], [chain.folder / f"each-{number}" for number in range(len(chain.urls))]
     for url, file in zip(chain.urls, files, strict=True):
         arguments = ["-address", url, "-count", str(STARTS // len(files)), "-over", f"{seconds}s", "-new-connections"]
@@ -104,7 +104,7 @@ def _report_starts(chain: _Chain, seconds: int) -> tuple[list[dict[str, float]],
 
 
 def _wait_for(ids: set[str], behind: Collector) -> list[str]:
-    """The session ids behind the gateway, once all of *ids* are there, or the time for that is over."""
+    """Returns the session ids behind the gateway once all of *ids* have arrived, or the time is over."""
     ends_at = time.monotonic() + _ARRIVAL_SECONDS
     while True:
         arrived = _SESSION.findall(behind.path.read_text()) if behind.path.exists() else []
@@ -114,12 +114,12 @@ def _wait_for(ids: set[str], behind: Collector) -> list[str]:
 
 
 def _calculate(calm: dict[str, float], busy: dict[str, float]) -> Figure:
-    """What more starts need: *calm* is the processor time a start while they come one by one, *busy* while many do."""
+    """Calculates what more starts need, from the processor time per start: *calm* one by one, *busy* all at once."""
     figure = Figure(
         "9. On paper: what more starts need",
-        f"Cores, filled to {_FILL:.0%}, from the processor time a start above: the evenly spread for what comes one by "
-        "one (much of it is waking up), that at once for what comes together. One at least; a second of each is for "
-        "availability, not for load.",
+        f"Cores, filled to {_FILL:.0%}, from the processor time per start above: that of evenly spread starts if "
+        "they come one by one (much of it is waking up), that of simultaneous starts if they come together. At least "
+        "one of each; a second one is for availability, not for load.",
     )
     for text, rate, spent in (
         ("10,000 starts in a minute", 10_000 / 60, calm),
@@ -128,5 +128,5 @@ def _calculate(calm: dict[str, float], busy: dict[str, float]) -> Figure:
     ):
         cores = {name: math.ceil(rate * seconds / _FILL) for name, seconds in spent.items()}
         needs = ", ".join(f"{name}s {count}" for name, count in cores.items())
-        figure.add_value(text, f"{rate:,.0f} a second: {needs}")
+        figure.add_value(text, f"{rate:,.0f} per second: {needs}")
     return figure

@@ -1,6 +1,6 @@
-"""Figure `guard`: events a second through the collector with the guard and without, side by side.
+"""Measures `guard`: events per second through the collector with the guard and without it.
 
-Requests of 100 events over OTLP/HTTP from four threads; the exporter is debug, which only counts.
+Four threads send requests of 100 events over OTLP/HTTP; the collector's exporter is debug, which only counts them.
 """
 
 import threading
@@ -13,10 +13,11 @@ import requests
 
 from benchmarks.processes import COLLECTOR, interleave, read_processor_seconds
 from benchmarks.table import Figure
-from tests.collector.test_guard import an_event
+from otel_tbot.event import TbotStart
+from otel_tbot.otlp.encoding import encode_request
 from tests.support.otelcol import Collector, KitCollector
 
-EVENTS_A_REQUEST, REQUESTS, ROUNDS, THREADS = 100, 400, 5, 4
+EVENTS_PER_REQUEST, REQUESTS, ROUNDS, THREADS = 100, 400, 5, 4
 _BARE = "{service: {pipelines: {logs/tbot: {processors: []}, traces/tbot: {processors: []}}}}"
 _QUIET = """
 exporters: {debug/tbot: {verbosity: basic}}
@@ -26,16 +27,13 @@ service:
 
 
 def to_body() -> bytes:
-    """A request with many honest events."""
-    request, _ = an_event("log")
-    records = request.resource_logs[0].scope_logs[0].log_records
-    for _ in range(EVENTS_A_REQUEST - 1):
-        records.add().CopyFrom(records[0])
-    return bytes(request.SerializeToString())
+    """Returns a request with many valid events."""
+    events = [(TbotStart(run_mode="daemon", version="18.4.1", join_type="iam"), 10**9)] * EVENTS_PER_REQUEST
+    return bytes(encode_request(events, signal="log", is_local=True).SerializeToString())
 
 
 def measure(folder: Path, body: bytes, *, is_guarded: bool) -> tuple[float, float]:
-    """Events a second, and microseconds of the collector's processor time an event."""
+    """Returns events per second, and microseconds of the collector's processor time per event."""
     more = ["--config", f"yaml:{_QUIET}", *([] if is_guarded else ["--config", f"yaml:{_BARE}"])]
     with KitCollector(str(COLLECTOR), folder, "guard", "local", more=more) as collector:
         before, began = read_processor_seconds(collector.pid), time.monotonic()
@@ -45,7 +43,7 @@ def measure(folder: Path, body: bytes, *, is_guarded: bool) -> tuple[float, floa
         for thread in threads:
             thread.join()
         seconds, spent = time.monotonic() - began, read_processor_seconds(collector.pid) - before
-    events = REQUESTS * EVENTS_A_REQUEST
+    events = REQUESTS * EVENTS_PER_REQUEST
     return events / seconds, 1e6 * spent / events
 
 
@@ -57,7 +55,7 @@ def _send(url: str, body: bytes) -> None:
 
 
 def measure_guard(_collector: Collector) -> list[Figure]:
-    """The collector with the guard, beside itself without."""
+    """Compares the collector with the guard and without it."""
     body = to_body()
     with TemporaryDirectory() as folder:
 
@@ -70,14 +68,14 @@ def measure_guard(_collector: Collector) -> list[Figure]:
         )
     figure = Figure(
         "8. The guard",
-        f"{ROUNDS} rounds of {REQUESTS * EVENTS_A_REQUEST:,} events in requests of {EVENTS_A_REQUEST}, four at a time; "
-        "the exporter only counts.",
+        f"{ROUNDS} rounds of {REQUESTS * EVENTS_PER_REQUEST:,} events in requests of {EVENTS_PER_REQUEST}, four at a "
+        "time; the exporter only counts them.",
     )
     for name in ("without", "with"):
-        figure.add(f"{name} the guard: events a second", taken[f"{name}: rate"], "")
+        figure.add(f"{name} the guard: events per second", taken[f"{name}: rate"], "")
     for name in ("without", "with"):
         base = None if name == "without" else taken["without: spent"]
         figure.add(
-            f"{name} the guard: the collector's processor time an event", taken[f"{name}: spent"], "us", base=base
+            f"{name} the guard: the collector's processor time per event", taken[f"{name}: spent"], "us", base=base
         )
     return [figure]

@@ -27,7 +27,7 @@ _EMIT = "import otel_tbot; otel_tbot.emit(otel_tbot.TbotStart(run_mode='one-shot
 def measure_library(collector: Collector) -> list[Figure]:
     """`import otel_tbot`, `emit` off, and `emit` on next to a hand-written pipeline of the SDK."""
     on = PLAIN | CONSENT | collector.environ("http/protobuf", "log")
-    # -P, or the checkout in the working directory would be what is imported.
+    # With -P the installed package is imported, not the checkout in the working directory.
     python = (environment("pip") / "bin" / "python", "-P")
     taken = interleave(
         {

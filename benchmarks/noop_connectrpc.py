@@ -1,4 +1,4 @@
-"""An empty SubmitTbotEvent by connectrpc: what the library costs that the service could be built on instead."""
+"""Serves an empty SubmitTbotEvent by connectrpc, to measure the library that the service could use instead."""
 
 from typing import Any
 

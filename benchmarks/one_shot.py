@@ -1,4 +1,4 @@
-"""Figures `added` and `relay`: what a report costs the command that makes it, and what its relay takes."""
+"""Measures `added` and `relay`: the cost of a report for its command, and of the relay."""
 
 import os
 import threading
@@ -43,21 +43,21 @@ def _take(command: tuple[Path | str, ...], environ: Mapping[str, str]) -> Callab
 
 
 def _add(*, to: Samples, of: Samples) -> Samples:
-    """What *of* took beyond *to*, round by round as far as there are rounds of both, from the least of *to* on."""
+    """Returns what *of* took in addition to the minimum of *to*, for each round."""
     return Samples([value - to.minimum for value in of.values])
 
 
 def measure_added(collector: Collector) -> list[Figure]:
-    """A one-shot that reports at once and ends, with each kind of collector, beside a plain SDK script."""
+    """Compares a one-shot that reports and ends, with each kind of collector, with a plain SDK script."""
     figure = Figure(
         "3. On: wall time added to a one-shot that reports at once and ends",
-        f"{ROUNDS} rounds ({SLOW_ROUNDS} where somebody waits for a timeout). Added is what the reporter in Go takes "
-        "behind `run`, beyond what it takes alone with telemetry off. The plain SDK script sends one record by a "
-        "provider, a batch processor and OpenTelemetry's exporter, whole, its interpreter's start included.",
+        f"{ROUNDS} rounds ({SLOW_ROUNDS} if a timeout passes). Added is what the reporter in Go takes "
+        "behind `run`, in addition to what it takes alone with telemetry off. The plain SDK script sends one record by "
+        "a provider, a batch processor and OpenTelemetry's exporter; the start of its interpreter counts.",
     )
     python = environment("pip") / "bin" / "python"
     once = (REPORTER, "start", "--oneshot")
-    # One that reports at once and goes on for a second.
+    # Reports at once and runs for another second.
     longer = ("/bin/sh", "-c", f"{REPORTER} start --oneshot & sleep 1; wait")
     healthy = {name: collector.environ(name, "log") for name in ("http/protobuf", "grpc")}
     with refusing_port() as refusing, silent_server() as silent, TemporaryDirectory() as cache:
@@ -129,13 +129,13 @@ def measure_added(collector: Collector) -> list[Figure]:
 
 
 def measure_relay(collector: Collector) -> list[Figure]:
-    """The relay's memory at its peak, and how long it stays once the report was answered."""
+    """Measures the relay's peak memory, and how long it stays after its response."""
     rounds = ROUNDS // 2
     figure = Figure(
         "4. The relay: memory and life",
-        f"{rounds} rounds a protocol. The proportional set size is read every 2 ms in rounds of their own, so that "
-        "reading does not slow what is timed; the resident memory, which counts shared pages whole, is what the kernel "
-        "says at the end. The life is from the answer that the reporter prints to the relay's end.",
+        f"{rounds} rounds per protocol. The proportional set size is read every 2 ms in separate rounds, so that "
+        "reading it does not slow what is timed. The kernel reports the resident memory, which counts shared pages "
+        "fully. The life is from the response that the reporter prints to the relay's end.",
     )
     reporting = (*_run(), REPORTER, "start", "--oneshot")
     for protocol in ("http/protobuf", "grpc"):
@@ -155,7 +155,7 @@ def measure_relay(collector: Collector) -> list[Figure]:
         figure.add(f"resident memory at its peak, {protocol}", taken[f"{protocol}: resident"], "MiB")
         life = taken[f"{protocol}: life"]
         figure.add(
-            f"from its answer to its end, {protocol}", life, "ms", scale=1e3,
+            f"from its response to its end, {protocol}", life, "ms", scale=1e3,
             goal=f"at most {1000 * _MAX_LEAVING_SECONDS:.0f} ms", is_met=life.median <= _MAX_LEAVING_SECONDS,
         )  # fmt: skip
         figure.add(f"processor time, {protocol}", taken[f"{protocol}: processor"], "ms", scale=1e3)
@@ -163,14 +163,14 @@ def measure_relay(collector: Collector) -> list[Figure]:
 
 
 def _read_peak_mib(command: tuple[Path | str, ...], environ: Mapping[str, str]) -> float:
-    """The largest proportional set size of a relay of *command*, read again and again while it runs."""
+    """Returns the largest proportional set size of the relay of *command*, read repeatedly while it runs."""
     peak, is_over = [0.0], threading.Event()
     own = os.getpid()
     known = set(list_children(own))
 
     def watch() -> None:
         while not is_over.is_set():
-            # The command itself executes in between: only what is a relay counts.
+            # Only a relay counts, not the command.
             for pid in set(list_children(own)) - known:
                 peak[0] = max(peak[0], read_memory_mib(pid) if _is_relay(pid) else 0)
             time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""What people would write instead: one log record through OpenTelemetry's SDK, to the collector that variables name."""
+"""Sends one log record through OpenTelemetry's SDK, as people would without otel-tbot."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Processes, each run alone and to its end: commands go in, what they took comes out."""
+"""Runs commands alone and to their end, and measures the time and memory that they take."""
 
 import ctypes
 import json
@@ -21,7 +21,7 @@ COLLECTOR: Final = ROOT / "build" / "collector" / "otelcol"
 REPORTER: Final = ROOT / "build" / "reporter"
 
 PLAIN: Final = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
-"""A small environment: the start of an interpreter grows with what it finds there."""
+"""A small environment, because a large one makes the start of an interpreter longer."""
 
 CONSENT: Final = {"TELEPORT_ANONYMOUS_TELEMETRY": "1"}
 
@@ -31,17 +31,16 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def become_reaper() -> None:
-    """From now on a relay, which is nobody's child, becomes ours, so that it can be waited for."""
+    """Makes this process the parent of relays that lose theirs, so that it can wait for them."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One command's run: `seconds` from its start to its end, `output`, and when the first of that came.
+    """One command's run: `seconds` from its start to its end, `output`, and when the first output came.
 
-    `processor_seconds` is what all of it took, with what it left behind. The `left_*` are those of a process that it
-    left, 0 where there was none: seconds from the first output to its end, its processor time and its largest resident
-    memory.
+    `processor_seconds` includes that of a process that it left running, such as a relay. The `left_*` are of that
+    process, or 0 without one: seconds from the first output to its end, processor time, largest resident memory.
     """
 
     seconds: float
@@ -54,7 +53,7 @@ class Run:
 
 
 def run_alone(command: Sequence[str | Path], environ: Mapping[str, str], *, stdin: int | None = None) -> Run:
-    """Runs *command* to its end and to that of all that it left; kills what takes longer than two minutes."""
+    """Runs *command* until it and every process that it left have ended; kills after two minutes."""
     before = set(list_children(os.getpid()))
     reader, writer = os.pipe()
     argv = [str(word) for word in command]
@@ -94,7 +93,7 @@ def run_alone(command: Sequence[str | Path], environ: Mapping[str, str], *, stdi
 
 
 def _wait_for(pid: int) -> tuple["os.struct_rusage", int, float]:  # type: ignore[name-defined]  # resource's own
-    """Waits for the end of a child of ours, kills it at the limit; its usage, status and the time of its end."""
+    """Waits for the end of our child *pid*, kills it at the limit; returns its usage, status and time of its end."""
     timer = threading.Timer(_LIMIT_SECONDS, os.kill, (pid, signal.SIGKILL))
     timer.daemon = True
     timer.start()
@@ -105,7 +104,7 @@ def _wait_for(pid: int) -> tuple["os.struct_rusage", int, float]:  # type: ignor
 
 
 def list_children(pid: int) -> list[int]:
-    """The children of a process, of all its threads."""
+    """Returns the children of a process, of all its threads."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -116,18 +115,18 @@ def list_children(pid: int) -> list[int]:
 
 
 def list_processes(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Returns the process and all its descendants."""
     return [pid, *(below for child in list_children(pid) for below in list_processes(child))]
 
 
 def read_processor_seconds(pid: int) -> float:
-    """Processor time of the process and all below it."""
+    """Returns the processor time of the process and all its descendants."""
     fields = [Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split() for p in list_processes(pid)]
     return sum(int(f[11]) + int(f[12]) for f in fields) / _TICKS
 
 
 def read_memory_mib(pid: int) -> float:
-    """Proportional set size of the process and all below it; 0 where it has ended."""
+    """Returns the proportional set size of the process and all its descendants; 0 if it has ended."""
     try:
         lines = [line for p in list_processes(pid) for line in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines()]
     except OSError:
@@ -136,8 +135,8 @@ def read_memory_mib(pid: int) -> float:
 
 
 @contextmanager
-def serving(command: Sequence[str | Path], environ: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    """A server that prints `listening on URL` when it is ready; that URL, and its process."""
+def run_server(command: Sequence[str | Path], environ: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Runs a server that prints `listening on URL` when it is ready; yields that URL and its process id."""
     process = subprocess.Popen(
         [str(word) for word in command], env=dict(environ), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -160,38 +159,38 @@ def serving(command: Sequence[str | Path], environ: Mapping[str, str]) -> Iterat
 
 
 def load(url: str, count: int, *more: str) -> dict[str, float]:
-    """Posts *count* reports over 64 connections; what the reporter says of them. Raises where one was refused."""
+    """Posts *count* reports over 64 connections and returns the reporter's totals; raises if one was rejected."""
     command = [str(REPORTER), "load", "-address", url, "-count", str(count), *more]
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)
     totals = dict(json.loads(finished.stdout))
     if totals["errors"]:
-        raise RuntimeError(f"reports were refused: {totals['errors']}")
+        raise RuntimeError(f"reports were rejected: {totals['errors']}")
     return totals
 
 
 @dataclass(slots=True)
 class Samples:
-    """What one case took, round by round."""
+    """The values of one case, one for each round."""
 
     values: list[float] = field(default_factory=list)
 
     @property
     def minimum(self) -> float:
-        """The least."""
+        """The smallest value."""
         return min(self.values)
 
     @property
     def median(self) -> float:
-        """What half of them are above."""
+        """The median."""
         return statistics.median(self.values)
 
 
 def interleave(
     cases: Mapping[str, Callable[[], float | Mapping[str, float]]], rounds: int, *, is_warmed: bool = True
 ) -> dict[str, Samples]:
-    """Each case once a round, one after the other; where a case gives several values, each by its name.
+    """Runs each case once per round, one after the other; returns its values, by name if a case has several.
 
-    *is_warmed* asks for a round before them that does not count: bytecode and caches are then where they stay.
+    With *is_warmed* a first round does not count, so that bytecode and caches are there for the others.
     """
     taken: dict[str, Samples] = {}
     for case in cases.values() if is_warmed else ():

@@ -1,4 +1,4 @@
-"""Figures `off` and `on`: how long until the command is executing behind `otel-tbot run --`."""
+"""Measures `off` and `on`: the time until the command behind `otel-tbot run --` is executing."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from benchmarks.table import Figure
 from tests.support.otelcol import Collector
 
 ROUNDS = 60
-# Says when it was executed, by the clock that we start it by.
+# Prints when it was executed, by the same clock.
 _COMMAND = ("/usr/bin/date", "+%s%N")
 _EXEC = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -24,7 +24,7 @@ def _time_until_executing(*front: str | Path, **environ: str) -> Callable[[], fl
 
 
 def measure_off(_collector: Collector) -> list[Figure]:
-    """The console script off, as pip and as uv installed it, beside a bare Python of the same environment."""
+    """Compares the installed command, by pip and by uv, with a bare Python of the same environment."""
     cases = {}
     for installer in ("pip", "uv"):
         binaries = environment(installer) / "bin"
@@ -41,7 +41,7 @@ def measure_off(_collector: Collector) -> list[Figure]:
 
 
 def measure_on(collector: Collector) -> list[Figure]:
-    """The same, on, with the relay that it starts; beside what others put in front of a command."""
+    """Compares the command with telemetry on, and its relay, with other programs in front of a command."""
     environ = collector.environ("http/protobuf", "log")
     binaries = environment("pip") / "bin"
     instrument = BIN / "opentelemetry-instrument"
@@ -55,7 +55,7 @@ def measure_on(collector: Collector) -> list[Figure]:
         ),
     }
     taken = interleave(cases, ROUNDS)
-    about = f"{ROUNDS} rounds; the relay that ours leaves has gone before the next round."
+    about = f"{ROUNDS} rounds; the relay has ended before the next round begins."
     figure = Figure("2. On: time until the command is executing", about)
     floor = taken["bare Python that execs"]
     for name, samples in taken.items():

@@ -1,4 +1,4 @@
-"""Figures go in, a table on the screen and in RESULTS.md comes out."""
+"""Writes figures as tables, on the screen and in RESULTS.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ _HEAD: Final = ("what", "minimum", "median", "ratio", "goal", "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line: what was measured, minimum and median in its unit, and its goal, met or missed; "" for none."""
+    """One line: what was measured, its minimum and median with a unit, its ratio, and its goal, met or missed."""
 
     what: str
     minimum: str
@@ -23,14 +23,14 @@ class Row:
     is_met: bool | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """What stands in its columns."""
+        """Returns the text of its columns."""
         verdict = "" if self.is_met is None else "met" if self.is_met else "**missed**"
         return self.what, self.minimum, self.median, self.ratio, self.goal, verdict
 
 
 @dataclass(slots=True)
 class Figure:
-    """The rows of one figure, and what has to be said of how they came about."""
+    """The rows of one figure, and how they were measured."""
 
     title: str
     about: str
@@ -48,7 +48,7 @@ class Figure:
         goal: str = "",
         is_met: bool | None = None,
     ) -> None:
-        """A row of *samples*, times *scale*; beside *base* with the ratio of the minima, which *at_most* bounds."""
+        """Adds a row of *samples* times *scale*; with *base*, also the ratio of the minima, which *at_most* limits."""
         ratio = samples.minimum / base.minimum if base is not None else None
         if at_most is not None and ratio is not None:
             goal, is_met = goal or f"at most {at_most:.2f} times", ratio <= at_most
@@ -63,7 +63,7 @@ class Figure:
         self.rows.append(row)
 
     def add_value(self, what: str, text: str, *, goal: str = "", is_met: bool | None = None) -> None:
-        """A row of one value."""
+        """Adds a row of one value."""
         self.rows.append(Row(what=what, minimum=text, goal=goal, is_met=is_met))
 
 
@@ -72,7 +72,7 @@ def _to_text(value: float) -> str:
 
 
 def to_lines(figure: Figure) -> list[str]:
-    """The figure as Markdown, its columns aligned."""
+    """Returns the figure as Markdown with aligned columns."""
     cells = [_HEAD, *(row.cells() for row in figure.rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD))]
     texts = [
@@ -83,7 +83,7 @@ def to_lines(figure: Figure) -> list[str]:
 
 
 def write(path: Path, machine: Sequence[str], figures: Sequence[Figure]) -> None:
-    """Puts *machine* and *figures* between the marks of the file at *path*; what people wrote around them stays."""
+    """Writes *machine* and *figures* between the marks in the file at *path*, and keeps the text around them."""
     before, _, rest = path.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     lines = [_BEGIN, "", *machine, "", *(line for figure in figures for line in to_lines(figure)), _END]

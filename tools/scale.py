@@ -16,7 +16,7 @@ RESULTS: Final = ROOT / "benchmarks" / "RESULTS.md"
 _FILL: Final = 0.5
 _AT_LEAST: Final = 2
 # The fleet pair of the collector kit calls the collector of the chart an agent.
-_COST: Final = re.compile(r"^\| (bridge|agent|collector): processor time a start; memory +\| (\d+) us;", re.MULTILINE)
+_COST: Final = re.compile(r"^\| (bridge|agent|collector): processor time per start; memory +\| (\d+) us;", re.MULTILINE)
 
 _RATES: Final = (
     ("10,000 in a minute, such as a rollout", 10_000 / 60, "alone"),
