@@ -147,7 +147,8 @@ def test_no_usage_error_of_any_option_repeats_a_value(command, option, takes_val
 
 def test_windows_has_no_run():
     """Without an exec that keeps the process, `run` says so, and names what works instead."""
-    script = "import sys, shutil, otel_tbot.cli.main; sys.platform = 'win32'; from otel_tbot.__main__ import main; main()"
+    imports = "import shutil, sys, otel_tbot.cli.main; from otel_tbot.__main__ import main"
+    script = f"{imports}; sys.platform = 'win32'; main()"
     finished = subprocess.run(
         [sys.executable, "-c", script, "run", "--", "true"], capture_output=True, text=True, check=False
     )
