@@ -132,7 +132,7 @@ def _check_interpreter() -> None:
         raise NoRelayError("the Python interpreter does not know its own path")
     if getattr(sys, "frozen", False):
         raise NoRelayError("this program is frozen, so there is no Python interpreter to run the relay")
-    if not os.access(sys.executable, os.X_OK):
+    if not os.path.exists(sys.executable):
         raise NoRelayError("the Python interpreter is no longer at its own path")
 
 
