@@ -187,9 +187,11 @@ class Relay:
                 return
             self._failing_since = 0.0
             accepted.setblocking(False)
-            self._connections[accepted.fileno()] = _Connection(
-                accepted, connected_at=now - _read_idle_seconds(accepted), timeout_seconds=self._timeout_seconds
-            )
+            connected_at = now - _read_idle_seconds(accepted)
+            connection = _Connection(accepted, connected_at=connected_at, timeout_seconds=self._timeout_seconds)
+            self._connections[accepted.fileno()] = connection
+            # Read before a deadline that may have passed already: whether this is the report matters then too.
+            self._receive(connection)
 
     def _handle_accept_error(self, error: OSError, now: float) -> None:
         """Pauses, or refuses every client if the error is permanent or nothing can end it."""

@@ -287,12 +287,15 @@ def test_a_connection_that_is_past_its_limit_at_accept_is_answered_at_once():
         os.kill(process.pid, signal.SIGSTOP)
         with connect(port) as connection:
             connected_at = time.monotonic()
+            connection.sendall(b"POST /secret/x HTTP/1.1\r\n")
             poll_until(lambda: time.monotonic() - connected_at >= 2.5, waiting_for="the limit to pass")
             os.kill(process.pid, signal.SIGCONT)
             resumed_at = time.monotonic()
             assert read_all(connection).startswith(b"HTTP/1.1 503 ")
 
         assert time.monotonic() - resumed_at < 1.5
+        # It was the report, so the relay ends.
+        assert 0 == process.wait(60)
 
 
 def test_a_broken_installation_is_what_the_report_gets():
