@@ -9,13 +9,13 @@ import click
 
 import otel_tbot
 from benchmarks import charts
-from otel_tbot.bridge import application, batching, server
+from otel_tbot.bridge import application, batching, connection, server
 from otel_tbot.bridge.metrics import METRICS
 from otel_tbot.cli.main import PROGRAM, cli
 from otel_tbot.exporters.records import to_resource
 from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot import connect
+from otel_tbot.tbot import connect, http_request
 from tools import ROOT
 from tools.pages import to_table
 
@@ -97,13 +97,26 @@ def to_outcome_table() -> str:
 
 def to_limit_table() -> str:
     """Returns the table of the bridge's limits, from its constants."""
-    headers = f"{server.MAX_HEADERS}, of {server.MAX_HEAD_BYTES // 1024} KiB together"
+    headers = f"{http_request.MAX_HEADERS}, of {http_request.MAX_HEAD_BYTES // 1024} KiB together"
     rows = (
         ("A report", f"{connect.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
-        ("A request's headers", headers, "the connection is closed"),
-        ("Time for one request", f"{server.READ_SECONDS:g} seconds", "the connection is closed"),
-        ("An idle connection", f"{server.IDLE_SECONDS} seconds", "it is closed"),
-        ("Connections", f"{server.MAX_CONNECTIONS:,}", "the one that has been silent longest gives way"),
+        (
+            "A body on any other path",
+            f"{connect.MAX_REQUEST_BYTES // 1024} KiB",
+            "HTTP 404, then the connection closes",
+        ),
+        ("A request's headers", headers, "HTTP 431, then the connection closes"),
+        ("Time for one request", f"{connection.READ_SECONDS:g} seconds", "the connection is closed"),
+        ("Time for a TLS handshake", f"{connection.READ_SECONDS:g} seconds", "the connection is closed"),
+        ("Time to read a response", f"{connection.WRITE_SECONDS:g} seconds", "the connection is closed"),
+        (
+            "Requests of one connection without a response",
+            f"{connection.MAX_UNANSWERED}",
+            "these are answered, then the connection closes",
+        ),
+        ("An idle connection", f"{server.IDLE_SECONDS} seconds (`--idle-timeout`)", "it is closed"),
+        ("Connections", f"{server.MAX_CONNECTIONS:,}", "the one that has been silent longest is closed"),
+        ("Connections with TLS", f"{server.MAX_TLS_CONNECTIONS:,}", "the one that has been silent longest is closed"),
         ("Waiting reports", f"{batching.MAX_PENDING:,}", "`resource_exhausted` at once"),
         ("Events in one export", f"{batching.MAX_BATCH}", "the next export takes the rest"),
         ("Waiting at the end", f"{application.DRAIN_SECONDS:g} seconds", "`unavailable`"),

@@ -10,29 +10,47 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from otel_tbot import settings
 from otel_tbot.bridge.batching import BatchSender, FullError
+from otel_tbot.bridge.warning_log import WarningLog
 from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
 from otel_tbot.delivery import EventSender
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import ConnectCall, ConnectError, Response, to_error_response, to_response
+from otel_tbot.tbot.connect import (
+    WRONG_PREFIX,
+    ConnectCall,
+    ConnectError,
+    Response,
+    to_error_response,
+    to_response,
+)
+
+if TYPE_CHECKING:
+    from otel_tbot.bridge.metrics import Metrics
 
 DRAIN_SECONDS: Final = 7.5
 """How long reports may still wait for their responses once the bridge is asked to stop."""
 
 HEALTH_PATH: Final = "/healthz"
 READY_PATH: Final = "/readyz"
+METRICS_PATH: Final = "/metrics"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _FULL: Final = to_error_response("resource_exhausted", "too many reports wait for the collector")
 _CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's own timeout has passed")
+_DAEMON_SECONDS: Final = settings.DAEMON_TIMEOUT_MS / 1000
+
+_NOT_ACCEPTED: Final = "reports were answered `unavailable`, because the collector did not accept their events"
+_WRONG_PATH: Final = "reports came on a wrong path; check the path in the address that these tbots were given"
+_MANY_WRONG_PATHS: Final = 10
 
 logger = logging.getLogger("otel_tbot")
 
@@ -41,22 +59,13 @@ logger = logging.getLogger("otel_tbot")
 class Counts:
     """Counts what the bridge has done since it started, for its metrics.
 
-    `rejected` counts by reason: a Connect code, or the outcome of an event that the collector did not accept.
-    `on_export` is called with the seconds and the outcome of each export.
+    `rejected` counts by reason: a Connect code, the outcome of an event that the collector did not accept, or what is
+    wrong with the request.
     """
 
     received: int = 0
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    on_export: Callable[[float, Outcome], None] = lambda _seconds, _outcome: None
-
-    def add(self, reason: str) -> None:
-        """Counts one report that was rejected for *reason*, or accepted if it is empty."""
-        self.received += 1
-        if reason:
-            self.rejected[reason] += 1
-        else:
-            self.accepted += 1
 
 
 class BridgeError(OtelTbotError):
@@ -64,81 +73,99 @@ class BridgeError(OtelTbotError):
 
 
 class ReportingService:
-    """The ASGI application for tbot's procedure alone: answers each report with the outcome of *deliver*.
+    """Answers requests to tbot's procedure with the outcome of *submit*, also as an ASGI application.
 
-    *path_prefix* as for `ConnectCall`. *deliver* may raise ConnectError. *on_report* is called once for each request
-    whose body was complete, with the reason it was rejected for, "" if it was not.
+    *submit* takes an event and the seconds that the client waits, None if it does not say, and may raise FullError.
+    `path_prefix` as for `ConnectCall`; it may be changed.
     """
 
     def __init__(
-        self,
-        deliver: Callable[[TbotStart], Awaitable[Outcome]],
-        *,
-        path_prefix: str = "",
-        on_report: Callable[[str], None] = lambda _reason: None,
+        self, submit: Callable[[TbotStart, float | None], asyncio.Future[Outcome]], *, path_prefix: str = ""
     ) -> None:
-        self._deliver = deliver
-        self._path_prefix = path_prefix
-        self._on_report = on_report
+        self.path_prefix = path_prefix
+        self.counts = Counts()
+        self._submit = submit
+
+    def open_call(self, method: str, path: str, headers: Headers) -> ConnectCall | Response:
+        """Returns the call that a request begins, whose body is to be read, or the response if it begins none."""
+        try:
+            return ConnectCall(method, path, headers, path_prefix=self.path_prefix)
+        except ConnectError as error:
+            return error.response
+
+    def submit(self, event: TbotStart, timeout_seconds: float | None) -> asyncio.Future[Outcome] | Response:
+        """Returns the outcome to wait for, or the response if the event cannot be sent."""
+        try:
+            return self._submit(event, timeout_seconds)
+        except FullError:
+            return _FULL
+        except Exception as error:  # noqa: BLE001  # one request: whatever happened, the event was not accepted
+            logger.warning("a report could not be handled: %s", type(error).__name__)
+            return to_response(Outcome.UNREACHABLE)
+
+    def to_response(self, outcome: Outcome, *, is_json: bool, timeout_seconds: float | None) -> Response:
+        """Returns the response to a report whose event ended with *outcome*."""
+        if outcome is Outcome.TIMED_OUT and timeout_seconds is not None:
+            return _CLIENT_TIMEOUT
+        return to_response(outcome, is_json=is_json)
+
+    def count(self, response: Response) -> None:
+        """Counts the request that gets *response*; call it once for each."""
+        if not response.reason:
+            return
+        self.counts.received += 1
+        if response.reason == Outcome.ACCEPTED.value:
+            self.counts.accepted += 1
+        else:
+            self.counts.rejected[response.reason] += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        call = self.open_call(scope["method"], _to_path(scope), scope["headers"])
+        response = call if isinstance(call, Response) else await self._answer(call, receive)
+        if response is not None:
+            self.count(response)
+            headers = [(b"content-length", b"%d" % len(response.body)), *response.headers]
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": response.body})
+
+    async def _answer(self, call: ConnectCall, receive: Receive) -> Response | None:
         try:
-            call = ConnectCall(scope["method"], scope["path"], scope["headers"], path_prefix=self._path_prefix)
             while True:
                 message = await receive()
                 if message["type"] != "http.request":
-                    return  # the client has disconnected
+                    return None  # the client has disconnected
                 call.add(message.get("body", b""))
                 if not message.get("more_body"):
                     break
-        except ConnectError as error:
-            response = error.response
-        else:
-            reason = "canceled"
-            try:
-                response = await self._handle(call)
-                reason = response.reason
-            finally:
-                self._on_report(reason)
-        await send_response(send, response)
-
-    async def _handle(self, call: ConnectCall) -> Response:
-        try:
-            event = call.finish()
-            async with asyncio.timeout(call.timeout_seconds):
-                outcome = await self._deliver(event)
+            outcome = self.submit(call.finish(), call.timeout_seconds)
         except ConnectError as error:
             return error.response
-        except TimeoutError:
-            return _CLIENT_TIMEOUT
-        except Exception as error:  # noqa: BLE001  # one request: whatever happened, the event was not accepted
-            logger.warning("a report could not be handled: %s", type(error).__name__)
-            outcome = Outcome.UNREACHABLE
-        return to_response(outcome, is_json=call.is_json)
+        if isinstance(outcome, Response):
+            return outcome
+        # If the client disconnects, the event is sent all the same: tbot did start.
+        value = await asyncio.shield(outcome)
+        return self.to_response(value, is_json=call.is_json, timeout_seconds=call.timeout_seconds)
 
 
-async def send_response(send: Send, response: Response) -> None:
-    """Sends *response* to an ASGI server."""
-    headers = [(b"content-length", b"%d" % len(response.body)), *response.headers]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})
-
-
-class Bridge:
-    """The bridge as an ASGI application: sends the events of many reports together, and answers each report.
+class Bridge(ReportingService):
+    """The bridge: sends the events of many reports together, and answers each report; also serves probes and metrics.
 
     Reads *environ* when it starts: at the lifespan's startup or, on a server without one, at the first request. More
     reports than `BatchSender` allows get `resource_exhausted` at once.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, *, path_prefix: str = "") -> None:
-        self.counts = Counts()
+        super().__init__(self._submit_to_batch, path_prefix=path_prefix)
+        self.is_ready = False
         self._environ = environ
-        self._service = ReportingService(self._deliver, path_prefix=path_prefix, on_report=self.counts.add)
         self._batches: BatchSender | None = None
-        self._is_draining = False
-        self._stop_metrics: Callable[[], None] = lambda: None
+        self._metrics: "Metrics | None" = None
+        self._one_shot_seconds = 0.0
+        self._warnings = WarningLog()
 
     @property
     def waiting(self) -> int:
@@ -149,40 +176,67 @@ class Bridge:
         """Serves one request, or the server's lifespan."""
         if scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
-        elif scope["type"] == "http" and scope["path"] in (HEALTH_PATH, READY_PATH):
-            is_ready = self._batches is not None and not self._is_draining
-            await send_response(send, Response(200 if is_ready or scope["path"] == HEALTH_PATH else 503))
-        else:
-            if self._batches is None:
-                self.start()
-            await self._service(scope, receive, send)
+            return
+        if self._batches is None:
+            self.start()
+        await super().__call__(scope, receive, send)
+
+    def open_call(self, method: str, path: str, headers: Headers) -> ConnectCall | Response:
+        """Returns the call that a request begins, or the response; a probe gets its response here."""
+        if path == HEALTH_PATH:
+            return Response(200)
+        if path == READY_PATH:
+            return Response(200 if self.is_ready else 503)
+        if path == METRICS_PATH and self._metrics is not None:
+            return self._metrics.respond()
+        return super().open_call(method, path, headers)
+
+    def count(self, response: Response) -> None:
+        """Counts the request that gets *response*, and warns of reports that come on a wrong path again and again."""
+        super().count(response)
+        if response.reason == WRONG_PREFIX:
+            self._warnings.add(_WRONG_PATH, least=_MANY_WRONG_PATHS)
 
     def start(self) -> None:
         """Prepares to send. Call it within a running event loop.
 
         Raises:
-            BridgeError: telemetry is off, the endpoint is invalid, or a certificate cannot be used.
+            OtelTbotError: telemetry is off, the endpoint is invalid, or a certificate cannot be used.
         """
         check_consent(self._environ)
-        self._batches = BatchSender(_TimedSender(self._environ, self.counts))
-        self._stop_metrics = _start_metrics(self, self._environ)
+        sender = EventSender(self._environ, origin=FROM_REPORT, is_local=False)
+        sender.check()
+        for warning in sender.config.warnings:
+            logger.warning(warning)
+        self._one_shot_seconds = min(sender.config.timeout_seconds, _DAEMON_SECONDS)
+        self._batches = BatchSender(sender, on_export=self._on_export)
+        # Here, because a process that never starts a bridge must not import OpenTelemetry's SDK.
+        from otel_tbot.bridge.metrics import Metrics
+
+        self._metrics = Metrics(self, self._environ)
+        self.is_ready = True
 
     async def stop(self, limit_seconds: float = DRAIN_SECONDS) -> None:
         """Answers the reports that wait, within *limit_seconds*; from now on the bridge is not ready."""
-        if self._batches is not None and not self._is_draining:
-            self._is_draining = True
+        self.is_ready = False
+        if self._batches is not None:
             await self._batches.drain(limit_seconds)
-            await asyncio.to_thread(self._stop_metrics)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)
+        self._warnings.flush()
 
-    async def _deliver(self, event: TbotStart) -> Outcome:
+    def _submit_to_batch(self, event: TbotStart, timeout_seconds: float | None) -> asyncio.Future[Outcome]:
         batches = cast("BatchSender", self._batches)  # started before any request
-        timeout_ms = settings.DAEMON_TIMEOUT_MS
-        if event.run_mode != "daemon":
-            timeout_ms = min(timeout_ms, settings.TIMEOUT.resolve(self._environ))
-        try:
-            return await batches.deliver(event, time_ns=time.time_ns(), limit_seconds=timeout_ms / 1000)
-        except FullError:
-            raise ConnectError(_FULL) from None
+        limit_seconds = _DAEMON_SECONDS if event.run_mode == "daemon" else self._one_shot_seconds
+        if timeout_seconds is not None:
+            limit_seconds = min(limit_seconds, timeout_seconds)
+        return batches.submit(event, time_ns=time.time_ns(), limit_seconds=limit_seconds)
+
+    def _on_export(self, seconds: float, outcome: Outcome, count: int) -> None:
+        if self._metrics is not None:
+            self._metrics.record_export(seconds, outcome)
+        if outcome is not Outcome.ACCEPTED:
+            self._warnings.add(f"{_NOT_ACCEPTED}: {outcome.value}", count)
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -193,30 +247,10 @@ class Bridge:
                 return
             try:
                 self.start()
-            except BridgeError as error:
+            except OtelTbotError as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
             await send({"type": "lifespan.startup.complete"})
-
-
-class _TimedSender:
-    """Sends batches, and reports to the counts how long each took."""
-
-    def __init__(self, environ: Mapping[str, str], counts: Counts) -> None:
-        self._sender = EventSender(environ, origin=FROM_REPORT, is_local=False)
-        self._counts = counts
-        self._sender.check()
-        for warning in self._sender.config.warnings:
-            logger.warning(warning)
-
-    def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
-        began = time.monotonic()
-        outcome = self._sender.send(events, deadline=began + deadline_seconds)
-        self._counts.on_export(time.monotonic() - began, outcome)
-        return outcome
-
-    def give_up(self) -> None:
-        self._sender.abandon()
 
 
 def check_consent(environ: Mapping[str, str]) -> None:
@@ -231,10 +265,7 @@ def check_consent(environ: Mapping[str, str]) -> None:
         raise BridgeError(f"{CONSENT_VARIABLE}: set, but not to a value that means on; unset it, or start no bridge")
 
 
-def _start_metrics(bridge: Bridge, environ: Mapping[str, str]) -> Callable[[], None]:
-    """Starts the bridge's own metrics if OTEL_METRICS_EXPORTER asks for them; returns what stops them."""
-    if environ.get("OTEL_METRICS_EXPORTER", "").strip() in ("", "none"):
-        return lambda: None
-    from otel_tbot.bridge.metrics import start
-
-    return start(bridge, environ)
+def _to_path(scope: Scope) -> str:
+    """Returns the path within the application, which may be mounted under a root path."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path

@@ -4,11 +4,11 @@ A batch holds what arrived while the last one was in flight: its size follows th
 """
 
 import asyncio
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from functools import partial
 from typing import Final, Protocol
 
 from otel_tbot.event import TbotStart
@@ -22,22 +22,34 @@ MAX_BATCH: Final = 512
 
 MAX_BATCH_BYTES: Final = 512 * 1024
 
+# The sender keeps the deadline itself. Only if it does not, its call is abandoned, so much later.
+_GRACE_SECONDS: Final = 0.1
+
 
 class Sender(Protocol):
-    """Sends batches, in a thread, one at a time."""
+    """Sends batches from a thread, one at a time."""
 
-    def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
-        """Sends *events*, each with its time in nanoseconds, within *deadline_seconds* or so; never raises."""
+    def submit(
+        self, batch: Sequence[tuple[TbotStart, int]], *, deadline: float, on_outcome: Callable[[Outcome], None]
+    ) -> None:
+        """Sends *batch*, events with their times in nanoseconds, by *deadline*; calls *on_outcome* in the thread.
 
-    def give_up(self) -> None:
-        """Abandons the call that has not returned; no caller waits for it any more."""
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+
+    def abandon(self) -> None:
+        """Ends the call that has not returned; no caller waits for it any more."""
+
+    def close(self) -> None:
+        """Ends the thread after the batches that were submitted."""
 
 
 class FullError(Exception):
     """Says that as many events wait as may wait."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pending:
     event: TbotStart
     time_ns: int
@@ -46,115 +58,122 @@ class _Pending:
 
 
 class BatchSender:
-    """Sends what gathers by *sender*; to be made, and used, within a running event loop."""
+    """Sends the submitted events with *sender*. Create it and use it in one running event loop.
 
-    def __init__(self, sender: Sender, *, max_pending: int = MAX_PENDING, max_batch: int = MAX_BATCH) -> None:
+    *on_export* is called after each batch with its seconds, its outcome and the number of its events.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        on_export: Callable[[float, Outcome, int], None] = lambda _seconds, _outcome, _count: None,
+        max_pending: int = MAX_PENDING,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sender = sender
+        self._on_export = on_export
         self._max_pending = max_pending
         self._max_batch = max_batch
         self._gathered: deque[_Pending] = deque()
         self._unanswered: set[asyncio.Future[Outcome]] = set()
-        self._has_come = asyncio.Event()
+        self._in_flight: list[_Pending] = []
+        self._started_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._ends_at = float("inf")
-        self._thread = _Thread()
-        self._work = self._loop.create_task(self._send_batches())
 
     @property
     def waiting(self) -> int:
-        """How many events wait for their outcome."""
+        """The number of events that wait for their outcome."""
         return len(self._unanswered)
 
-    async def deliver(self, event: TbotStart, *, time_ns: int, limit_seconds: float) -> Outcome:
-        """What became of *event*, TIMED_OUT after *limit_seconds*; it may then still be on its way.
+    def submit(self, event: TbotStart, *, time_ns: int, limit_seconds: float) -> asyncio.Future[Outcome]:
+        """Returns the outcome of *event*, which is TIMED_OUT after *limit_seconds*; it may still arrive later.
 
-        A caller that is cancelled leaves its event in the batch: the start did happen.
+        An event that waited that long before its batch was sent is not sent.
 
         Raises:
-            FullError: nothing was taken.
+            FullError: too many events wait already.
         """
         if len(self._unanswered) >= self._max_pending:
             raise FullError
-        deadline = min(self._loop.time() + limit_seconds, self._ends_at)
-        pending = _Pending(event, time_ns, deadline, self._loop.create_future())
-        timer = self._loop.call_at(deadline, _set_result, pending.outcome, Outcome.TIMED_OUT)
-        self._unanswered.add(pending.outcome)
-        pending.outcome.add_done_callback(self._unanswered.discard)
-        pending.outcome.add_done_callback(lambda _: timer.cancel())
-        self._gathered.append(pending)
-        self._has_come.set()
-        return await asyncio.shield(pending.outcome)
+        now = time.monotonic()
+        deadline = min(now + limit_seconds, self._ends_at)
+        outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        if deadline <= now:
+            outcome.set_result(Outcome.TIMED_OUT)
+            return outcome
+        timer = self._loop.call_later(deadline - now, _set_result, outcome, Outcome.TIMED_OUT)
+        self._unanswered.add(outcome)
+        outcome.add_done_callback(partial(self._forget, timer))
+        self._gathered.append(_Pending(event, time_ns, deadline, outcome))
+        if not self._in_flight:
+            # Not at once: what arrives in the same round of the event loop travels together.
+            self._loop.call_soon(self._send_next)
+        return outcome
 
     async def drain(self, limit_seconds: float) -> None:
-        """Waits until every event has its outcome; after *limit_seconds* it is TIMED_OUT. Ends the work."""
-        self._ends_at = self._loop.time() + limit_seconds
+        """Waits until every event has its outcome, TIMED_OUT after *limit_seconds*. Nothing is sent afterwards."""
+        self._ends_at = time.monotonic() + limit_seconds
         if self._unanswered:
             await asyncio.wait(self._unanswered, timeout=limit_seconds)
+        self._ends_at = time.monotonic()
         for outcome in tuple(self._unanswered):
             _set_result(outcome, Outcome.TIMED_OUT)
-        self._work.cancel()
-        self._thread.end()
+        if self._in_flight:
+            self._abandon()
+        self._sender.close()
 
-    async def _send_batches(self) -> None:
-        while True:
-            await self._has_come.wait()
-            batch = self._take_batch()
-            if not batch:
-                self._has_come.clear()
-                continue
-            deadline = min(max(pending.deadline for pending in batch), self._ends_at)
-            outcome = await self._send([(pending.event, pending.time_ns) for pending in batch], deadline)
-            for pending in batch:
-                _set_result(pending.outcome, outcome)
+    def _forget(self, timer: asyncio.TimerHandle, outcome: asyncio.Future[Outcome]) -> None:
+        timer.cancel()
+        self._unanswered.discard(outcome)
 
-    async def _send(self, events: Sequence[tuple[TbotStart, int]], deadline: float) -> Outcome:
-        sent: asyncio.Future[Outcome] = self._loop.create_future()
-        remaining_seconds = deadline - self._loop.time()
-
-        def work() -> None:
-            outcome = self._sender.send(events, deadline_seconds=remaining_seconds)
-            try:
-                self._loop.call_soon_threadsafe(_set_result, sent, outcome)
-            except RuntimeError:
-                pass  # the loop has ended meanwhile, and nobody waits
-
-        self._thread.do(work)
+    def _send_next(self) -> None:
+        if self._in_flight:
+            return
+        batch = self._in_flight = self._take_batch()
+        if not batch:
+            return
+        self._started_at = time.monotonic()
+        deadline = min(max(pending.deadline for pending in batch), self._ends_at)
+        self._timer = self._loop.call_later(deadline - self._started_at + _GRACE_SECONDS, self._abandon)
+        events = [(pending.event, pending.time_ns) for pending in batch]
         try:
-            async with asyncio.timeout_at(deadline):
-                return await sent
-        except TimeoutError:
-            # A peer that will not have a deadline keeps the thread; the next batch gets another.
-            self._sender.give_up()
-            self._thread.end()
-            self._thread = _Thread()
-            return Outcome.TIMED_OUT
+            self._sender.submit(events, deadline=deadline, on_outcome=partial(self._report, batch))
+        except RuntimeError:
+            # No thread can be started. The next batch tries again, in a later round of the event loop.
+            self._loop.call_soon(self._finish, batch, Outcome.UNREACHABLE)
 
     def _take_batch(self) -> list[_Pending]:
         batch: list[_Pending] = []
         while self._gathered and len(batch) < self._max_batch:
             pending = self._gathered.popleft()
-            # One that was answered already, since it had to wait too long, is not sent after all.
             if not pending.outcome.done():
                 batch.append(pending)
         return batch
 
+    def _report(self, batch: list[_Pending], outcome: Outcome) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._finish, batch, outcome)
+        except RuntimeError:
+            pass  # the event loop has been closed; no caller waits
 
-class _Thread:
-    """A thread that does one thing after the other, and does not keep the process from ending."""
+    def _finish(self, batch: list[_Pending], outcome: Outcome) -> None:
+        if batch is not self._in_flight:
+            return  # it was abandoned
+        self._in_flight = []
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_export(time.monotonic() - self._started_at, outcome, len(batch))
+        for pending in batch:
+            _set_result(pending.outcome, outcome)
+        self._send_next()
 
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="otel-tbot-batch", daemon=True).start()
-
-    def do(self, work: Callable[[], None]) -> None:
-        self._work.put(work)
-
-    def end(self) -> None:
-        self._work.put(None)
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
+    def _abandon(self) -> None:
+        batch = self._in_flight
+        self._sender.abandon()
+        self._finish(batch, Outcome.TIMED_OUT)
 
 
 def _set_result(outcome: asyncio.Future[Outcome], value: Outcome) -> None:

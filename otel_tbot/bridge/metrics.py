@@ -1,11 +1,13 @@
-"""The bridge's own health: its counts go in, OpenTelemetry metrics come out, on a resource of the bridge's own.
+"""Measures the bridge itself with OpenTelemetry metrics, on the bridge's own resource.
 
-Only where OTEL_METRICS_EXPORTER asks for them. They never hold anything of a report, a client or a collector.
+Prometheus reads them from /metrics; OTEL_METRICS_EXPORTER adds other exporters. The metrics never contain anything
+from a report, a client or a collector.
 """
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -15,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_tbot._version import __version__
 from otel_tbot.outcome import Outcome
+from otel_tbot.tbot.connect import Response
 
 if TYPE_CHECKING:
     from otel_tbot.bridge.application import Bridge
@@ -28,59 +31,105 @@ REJECTED: Final = "otel_tbot.bridge.reports.rejected"
 WAITING: Final = "otel_tbot.bridge.reports.waiting"
 EXPORT_DURATION: Final = "otel_tbot.bridge.export.duration"
 METRICS: Final = {
-    RECEIVED: "Reports that reached the service, whatever became of them.",
+    RECEIVED: "Reports that were answered.",
     ACCEPTED: "Reports whose event the collector accepted.",
     REJECTED: "Reports that were answered with an error, by `reason`.",
     WAITING: "Reports that wait for their export.",
-    EXPORT_DURATION: "Seconds that the export of a group took, by `outcome`.",
+    EXPORT_DURATION: "Seconds that the export of a batch took, by `outcome`.",
 }
+
+# Prometheus asks every few seconds; other clients must not make the bridge spend its time on this.
+_CACHE_SECONDS: Final = 1.0
+_CONTENT_TYPE: Final = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
 
 logger = logging.getLogger("otel_tbot")
 
 
-def start(bridge: "Bridge", environ: Mapping[str, str]) -> Callable[[], None]:
-    """Starts the metrics of *bridge*; what ends them, with a last export. An exporter that is none is a warning."""
-    readers = [reader for name in environ[EXPORTER_VARIABLE].split(",") if (reader := _build_reader(name, environ))]
-    if not readers:
-        return lambda: None
-    resource = Resource.create({"service.name": "otel-tbot-bridge", "service.version": __version__})
-    provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-    meter = provider.get_meter("otel_tbot", __version__)
-    counts = bridge.counts
+class Metrics:
+    """The metrics of one bridge, from now until `stop`.
 
-    def observe(count: Callable[[], int]) -> list[Callable[[CallbackOptions], Iterable[Observation]]]:
-        return [lambda _options: [Observation(count())]]
+    An exporter that cannot be used is a warning: events do not wait for it.
+    """
 
-    def observe_rejected(_options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(count, {"reason": reason}) for reason, count in counts.rejected.items()]
+    def __init__(self, bridge: "Bridge", environ: Mapping[str, str]) -> None:
+        self._bridge = bridge
+        names = {name.strip() for name in environ.get(EXPORTER_VARIABLE, "").split(",")} - {"", "none"}
+        # The exporter of that name opens a port too; its metrics are in the same registry.
+        readers = [] if "prometheus" in names else _build_prometheus_readers()
+        readers += [reader for name in sorted(names) if (reader := _build_reader(name, environ))]
+        self._provider = MeterProvider(
+            readers,
+            resource=Resource.create({"service.name": "otel-tbot-bridge", "service.version": __version__}),
+            shutdown_on_exit=False,
+        )
+        self._text = b""
+        self._read_at = float("-inf")
+        meter = self._provider.get_meter("otel_tbot", __version__)
+        meter.create_observable_counter(RECEIVED, [self._observe_received], "{report}", METRICS[RECEIVED])
+        meter.create_observable_counter(ACCEPTED, [self._observe_accepted], "{report}", METRICS[ACCEPTED])
+        meter.create_observable_counter(REJECTED, [self._observe_rejected], "{report}", METRICS[REJECTED])
+        meter.create_observable_gauge(WAITING, [self._observe_waiting], "{report}", METRICS[WAITING])
+        self._duration = meter.create_histogram(EXPORT_DURATION, "s", METRICS[EXPORT_DURATION])
 
-    meter.create_observable_counter(RECEIVED, observe(lambda: counts.received), "{report}", METRICS[RECEIVED])
-    meter.create_observable_counter(ACCEPTED, observe(lambda: counts.accepted), "{report}", METRICS[ACCEPTED])
-    meter.create_observable_counter(REJECTED, [observe_rejected], "{report}", METRICS[REJECTED])
-    meter.create_observable_gauge(WAITING, observe(lambda: bridge.waiting), "{report}", METRICS[WAITING])
-    duration = meter.create_histogram(EXPORT_DURATION, "s", METRICS[EXPORT_DURATION])
+    def respond(self) -> Response:
+        """Returns the metrics as Prometheus reads them, at most a second old."""
+        now = time.monotonic()
+        if now - self._read_at > _CACHE_SECONDS:
+            try:
+                from prometheus_client import REGISTRY, generate_latest
+            except ImportError:
+                return Response(404)
+            self._text = generate_latest(REGISTRY)
+            self._read_at = now
+        return Response(200, _CONTENT_TYPE, self._text)
 
-    def note_export(seconds: float, outcome: Outcome) -> None:
-        duration.record(seconds, {"outcome": outcome.value})
+    def record_export(self, seconds: float, outcome: Outcome) -> None:
+        """Records how long the export of a batch took, and its outcome."""
+        self._duration.record(seconds, {"outcome": outcome.value})
 
-    counts.on_export = note_export
-    return lambda: provider.shutdown(timeout_millis=1000)
+    def stop(self) -> None:
+        """Exports a last time."""
+        self._provider.shutdown(timeout_millis=1000)
+
+    def _observe_received(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._bridge.counts.received)]
+
+    def _observe_accepted(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._bridge.counts.accepted)]
+
+    def _observe_rejected(self, _options: CallbackOptions) -> Iterable[Observation]:
+        # A copy: this runs in the exporter's thread.
+        return [Observation(count, {"reason": reason}) for reason, count in dict(self._bridge.counts.rejected).items()]
+
+    def _observe_waiting(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._bridge.waiting)]
+
+
+def _build_prometheus_readers() -> list[MetricReader]:
+    """Returns the reader for /metrics, none if the extra `bridge` is not installed."""
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    except ImportError:
+        return []
+    return [PrometheusMetricReader()]
 
 
 def _build_reader(name: str, environ: Mapping[str, str]) -> MetricReader | None:
-    """The reader of one exporter that OTEL_METRICS_EXPORTER names, None where there is none of the name."""
-    name = name.strip()
-    if name in ("", "none"):
-        return None
+    """Returns the reader of the exporter *name*, as OTEL_METRICS_EXPORTER has it, None if it cannot be used."""
+    entry_point = name
     if name == "otlp":
         protocol = next(
             (environ[variable] for variable in PROTOCOL_VARIABLES if environ.get(variable)), "http/protobuf"
         )
-        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
-    found = importlib.metadata.entry_points(group="opentelemetry_metrics_exporter", name=name)
+        entry_point = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    found = list(importlib.metadata.entry_points(group="opentelemetry_metrics_exporter", name=entry_point))
+    if not found:
+        remedy = "install the extra `bridge`" if name == "prometheus" else "use otlp, prometheus or none"
+        logger.warning("%s: no exporter of that name is installed; %s", EXPORTER_VARIABLE, remedy)
+        return None
     try:
-        exporter = next(iter(found)).load()()
+        exporter = found[0].load()()
         return exporter if isinstance(exporter, MetricReader) else PeriodicExportingMetricReader(exporter)
-    except Exception as error:  # noqa: BLE001  # one exporter of somebody's: events do not wait for it
+    except Exception as error:  # noqa: BLE001  # another package's code: events do not wait for it
         logger.warning("%s: an exporter cannot be used: %s", EXPORTER_VARIABLE, type(error).__name__)
         return None

@@ -1,57 +1,60 @@
-"""`otel-tbot bridge`: an address goes in, a server with limits comes out that serves the bridge until SIGTERM.
-
-uvicorn with httptools: measured beside granian and uvloop (benchmarks), half the processor time a report of h11, that
-of granian, and two thirds of granian's memory. It never closes a silent client, counts no headers and waits for clients
-at its end; `_BoundedProtocol` does.
-"""
+"""Runs `otel-tbot bridge`: listens on an address and serves the bridge, within limits, until SIGTERM."""
 
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import resource
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from otel_tbot.bridge.application import DRAIN_SECONDS, Bridge
+from otel_tbot.bridge.certificates import load_tls_context, read_expiry
+from otel_tbot.bridge.connection import READ_SECONDS, STOPPING_SECONDS, Connection
 from otel_tbot.errors import OtelTbotError
 
 MAX_CONNECTIONS: Final = 4096
-"""Above it, the connection that has been silent longest gives way."""
+"""Above it, the connection that has been silent longest is closed."""
 
-MAX_HEAD_BYTES: Final = 16 * 1024
-MAX_HEADERS: Final = 64
-MAX_BODY_BYTES: Final = 64 * 1024
-"""Of a request, also of one that has its answer already; a report above 16 KiB is refused by the service itself."""
+MAX_TLS_CONNECTIONS: Final = 2048
+"""The same with TLS, which takes more memory for each."""
 
-READ_SECONDS: Final = 10.0
-"""How long a client may take for one request, from its first byte, or its connection, to its last."""
+IDLE_SECONDS: Final = 620
+"""How long a connection may be idle after a response.
 
-IDLE_SECONDS: Final = 75
-"""How long a connection may idle after an answer: longer than load balancers keep theirs, which would lose a report."""
+Longer than load balancers keep theirs, or a report could be sent into a connection that is being closed: Google Cloud
+keeps them for 600 s, Azure for 120 s, Heroku for 90 s.
+"""
 
-_CLOSING_SECONDS: Final = 1.0
+EXPIRY_WARNING: Final = timedelta(days=14)
+"""How long before a certificate ends the bridge starts to warn, once a day."""
+
 _PREFIX_FORM: Final = re.compile(r"/?([A-Za-z0-9._~/-]{16,256})")
+_TICK_SECONDS: Final = 1.0
+_DAY_SECONDS: Final = 86_400.0
+_ACCEPT_PAUSE_SECONDS: Final = 0.2
+_OTHER_FILES: Final = 256
 
 logger = logging.getLogger("otel_tbot")
 
 
-class ServingError(OtelTbotError):
-    """The address cannot be listened on: not healthy rather than wrong."""
+class ListenError(OtelTbotError):
+    """Says that the address cannot be listened on, which is not a usage error."""
 
     exit_status = 1
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT", or of "[ADDRESS]:PORT" for IPv6. Pure.
+    """Returns host and port of "HOST:PORT", or of "[ADDRESS]:PORT" for IPv6. Pure.
 
     Raises:
-        OtelTbotError: it has no such form.
+        OtelTbotError: it has another form.
     """
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -64,10 +67,10 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def read_path_prefix(path: str) -> str:
-    """The path prefix that the file at *path* holds, with its leading slash.
+    """Returns the path prefix in the file at *path*, with a leading slash.
 
     Raises:
-        OtelTbotError: it cannot be read, or does not hold one.
+        OtelTbotError: the file cannot be read, or does not contain one.
     """
     try:
         with open(path, encoding="ascii") as file:
@@ -77,226 +80,239 @@ def read_path_prefix(path: str) -> str:
         raise OtelTbotError(f"--path-prefix-file: {path} cannot be read ({reason}); check path and rights") from None
     found = _PREFIX_FORM.fullmatch(text.strip())
     if found is None:
-        rule = "must hold one line of 16 to 256 of A-Za-z0-9._~/-; for example from `openssl rand -hex 16`"
+        rule = "must contain one line of 16 to 256 of A-Za-z0-9._~/-; for example from `openssl rand -hex 16`"
         raise OtelTbotError(f"--path-prefix-file: {path} {rule}")
     return f"/{found.group(1).strip('/')}"
 
 
-def serve(host: str, port: int, *, path_prefix: str, environ: Mapping[str, str]) -> None:
+def serve(
+    host: str,
+    port: int,
+    *,
+    environ: Mapping[str, str],
+    path_prefix_file: str = "",
+    tls_cert: str = "",
+    tls_key: str = "",
+    idle_timeout_seconds: float = IDLE_SECONDS,
+) -> None:
     """Serves the bridge on *host* and *port* (0: any) until SIGTERM or SIGINT; prints the address when ready.
 
     Raises:
-        OtelTbotError: the bridge must not run, or the address cannot be listened on.
+        OtelTbotError: a setting or a file is invalid, or the address cannot be listened on.
     """
-    # It warns of every request that is no HTTP, which anybody who can connect could fill a disk with.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    bridge = Bridge(environ, path_prefix=path_prefix)
-    listener = _listen(host, port)
-    with listener:
-        asyncio.run(_Server(bridge, listener).serve_until_asked())
+    if bool(tls_cert) != bool(tls_key):
+        raise OtelTbotError("--tls-cert, --tls-key: need each other; give both, or none for HTTP")
+    bridge = Bridge(environ)
+    files = _Files(bridge, path_prefix_file, tls_cert, tls_key)
+    files.load()
+    with _listen(host, port) as listener:
+        asyncio.run(_Server(bridge, files, listener, idle_timeout_seconds).run())
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(
-            address[4][:2], family=address[0] if family == socket.AF_INET else family, backlog=1024
-        )
+        if host == "::" and socket.has_dualstack_ipv6():
+            return socket.create_server((host, port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        raise ServingError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
 
 
-class _Server(Server):
-    """uvicorn's server, for one bridge and one listener, with an end that does not wait for clients."""
+class _Files:
+    """The files that are read again when they change: the path prefix, and the certificate with its key."""
 
-    def __init__(self, bridge: Bridge, listener: socket.socket) -> None:
+    def __init__(self, bridge: Bridge, path_prefix_file: str, tls_cert: str, tls_key: str) -> None:
+        self.tls: ssl.SSLContext | None = None
         self._bridge = bridge
-        self._listener = listener
-        self._limits = _Limits(_raise_open_files())
+        self._path_prefix_file = path_prefix_file
+        self._tls_cert = tls_cert
+        self._tls_key = tls_key
+        self._versions = self._read_versions()
+        self._warned_at = float("-inf")
 
-        def build(**named: Any) -> "_BoundedProtocol":
-            return _BoundedProtocol(self._limits, **named)
+    def load(self) -> None:
+        """Reads the files. If one is invalid, nothing changes.
 
-        super().__init__(
-            Config(
-                bridge,
-                http=build,  # type: ignore[arg-type]  # called as a class would be
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                workers=1,
-                timeout_keep_alive=IDLE_SECONDS,
-                timeout_graceful_shutdown=int(DRAIN_SECONDS) + 1,
-            )
-        )
+        Raises:
+            OtelTbotError: a file cannot be read or used.
+        """
+        path_prefix = read_path_prefix(self._path_prefix_file) if self._path_prefix_file else ""
+        if self._tls_cert:
+            self.tls = load_tls_context(self._tls_cert, self._tls_key)
+        self._bridge.path_prefix = path_prefix
 
-    async def serve_until_asked(self) -> None:
-        self._bridge.start()
-        sweep = asyncio.create_task(self._limits.keep())
-        await self.serve(sockets=[self._listener])
-        sweep.cancel()
+    def reload(self) -> None:
+        """Reads the files again, and keeps the old contents if one is invalid."""
+        self._versions = self._read_versions()
+        try:
+            self.load()
+        except OtelTbotError as error:
+            logger.warning("%s; the bridge continues with the old contents", error)
+        else:
+            logger.info("read the path prefix and the certificate again")
+        self._warned_at = float("-inf")
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Without raising the signals again at the end, as uvicorn does: asked to end, this ends with 0."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        host, port = self._listener.getsockname()[:2]
-        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201  # the result
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._limits.begin_end()
-        drain = asyncio.create_task(self._bridge.stop())
-        await super().shutdown(sockets)
-        self._limits.close_all()
-        await drain
-
-
-class _Limits:
-    """The connections of a server, in the order in which they began to be waited for, and when that is too long."""
-
-    def __init__(self, max_connections: int) -> None:
-        self._max_connections = max_connections
-        self._is_ending = False
-        # Which connections the server waits for, since when: what is being handled is not among them.
-        self._waited_for: dict[_BoundedProtocol, float] = {}
-        self._connections: set[_BoundedProtocol] = set()
-
-    def add(self, connection: "_BoundedProtocol") -> None:
-        if len(self._connections) >= self._max_connections:
-            oldest = next(iter(self._waited_for), connection)
-            oldest.abort()
-            self.discard(oldest)
-            if oldest is connection:
+    def check(self) -> None:
+        """Reads the files again if they have changed, and warns, once a day, of a certificate that ends soon."""
+        if self._versions != self._read_versions():
+            self.reload()
+        if self._tls_cert and time.monotonic() - self._warned_at > _DAY_SECONDS:
+            self._warned_at = time.monotonic()
+            try:
+                left = read_expiry(self._tls_cert) - datetime.now(UTC)
+            except (OSError, ValueError):
                 return
-        self._connections.add(connection)
-        self.wait_for(connection)
+            if left < EXPIRY_WARNING:
+                state = f"ends in {left.days} days" if left > timedelta() else "has ended"
+                logger.warning("--tls-cert: the certificate %s; replace the file, the bridge reads it again", state)
 
-    def wait_for(self, connection: "_BoundedProtocol") -> None:
-        self._waited_for.pop(connection, None)
-        self._waited_for[connection] = connection.loop.time()
+    def _read_versions(self) -> list[tuple[int, int, int]]:
+        """Returns what changes when a file is written, replaced, or reached by another symbolic link."""
+        versions = []
+        for path in filter(None, (self._path_prefix_file, self._tls_cert, self._tls_key)):
+            try:
+                status = os.stat(path)
+            except OSError:
+                versions.append((0, 0, 0))
+            else:
+                versions.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return versions
 
-    def wait_no_more(self, connection: "_BoundedProtocol") -> None:
-        self._waited_for.pop(connection, None)
 
-    def discard(self, connection: "_BoundedProtocol") -> None:
-        self._connections.discard(connection)
-        self._waited_for.pop(connection, None)
+class _Server:
+    """Accepts connections, closes those whose clients take too long, and stops in bounded time."""
 
-    def begin_end(self) -> None:
-        self._is_ending = True
+    def __init__(self, bridge: Bridge, files: _Files, listener: socket.socket, idle_seconds: float) -> None:
+        self._bridge = bridge
+        self._files = files
+        self._listener = listener
+        self._idle_seconds = idle_seconds
+        self._max_connections = min(MAX_TLS_CONNECTIONS if files.tls else MAX_CONNECTIONS, _raise_open_files())
+        self._connections: dict[Connection, asyncio.Task[None] | None] = {}
+        # Those that wait for their client, in the order in which they began to.
+        self._waiting: dict[Connection, None] = {}
+        self._is_stopping = asyncio.Event()
+        self._is_empty = asyncio.Event()
 
-    def close_all(self) -> None:
-        for connection in tuple(self._connections):
-            connection.abort()
+    async def run(self) -> None:
+        """Serves until a signal asks it to stop."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_class)
+        self._bridge.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._is_stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._files.reload)
+        self._listener.setblocking(False)
+        accepting = loop.create_task(self._accept())
+        ticking = loop.create_task(self._tick())
+        host, port = self._listener.getsockname()[:2]
+        scheme = "https" if self._files.tls else "http"
+        print(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201  # the result
+        await self._is_stopping.wait()
+        accepting.cancel()
+        self._listener.close()
+        await self._stop()
+        ticking.cancel()
 
-    async def keep(self) -> None:
-        """Closes, every second, what has been waited for too long."""
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(1)
-            limit_seconds = _CLOSING_SECONDS if self._is_ending else READ_SECONDS
-            late = asyncio.get_running_loop().time() - limit_seconds
-            for connection, since in list(self._waited_for.items()):
-                if since > late:
-                    break
-                if connection.is_reading or self._is_ending:
-                    connection.abort()
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except OSError:
+                # The process or the system has no descriptor or memory left, or the client has gone already.
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            if len(self._connections) >= self._max_connections and not self._make_room():
+                client.close()
+                continue
+            connection = Connection(
+                self._bridge, idle_seconds=self._idle_seconds, on_change=self._order, on_lost=self._forget
+            )
+            self._waiting[connection] = None
+            self._connections[connection] = loop.create_task(self._connect(connection, client))
+            await asyncio.sleep(0)
+
+    async def _connect(self, connection: Connection, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if self._files.tls is not None:
+            tls = {"ssl": self._files.tls, "ssl_handshake_timeout": READ_SECONDS, "ssl_shutdown_timeout": 1.0}
+        try:
+            await loop.connect_accepted_socket(lambda: connection, client, **tls)
+            if connection in self._connections:
+                self._connections[connection] = None
+        except OSError:
+            # The handshake failed, was too slow, or was aborted to make room.
+            self._forget(connection)
+        except asyncio.CancelledError:
+            self._forget(connection)
+            raise
+
+    def _make_room(self) -> bool:
+        """Closes the connection whose client has been silent longest; returns whether there is one."""
+        connection = next(iter(self._waiting), None)
+        if connection is None:
+            return False
+        self._abort(connection)
+        self._forget(connection)
+        return True
+
+    def _abort(self, connection: Connection) -> None:
+        task = self._connections.get(connection)
+        if task is not None:
+            task.cancel()
+        connection.abort()
+
+    def _order(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+        if connection in self._connections and not connection.is_answering:
+            self._waiting[connection] = None
+
+    def _forget(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+        self._connections.pop(connection, None)
+        if not self._connections:
+            self._is_empty.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            for connection in tuple(self._connections):
+                if connection.is_late(now):
+                    self._abort(connection)
+            self._files.check()
+
+    async def _stop(self) -> None:
+        """Answers what has been reported or is just being reported, and closes every connection."""
+        self._bridge.is_ready = False
+        for connection in tuple(self._connections):
+            connection.stop()
+        await self._wait_until_closed(DRAIN_SECONDS)
+        # What still waits is answered `unavailable`, and its client may take a moment to read that.
+        await self._bridge.stop(0)
+        await self._wait_until_closed(STOPPING_SECONDS)
+        for connection in tuple(self._connections):
+            self._abort(connection)
+
+    async def _wait_until_closed(self, timeout_seconds: float) -> None:
+        if self._connections:
+            self._is_empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_empty.wait(), timeout_seconds)
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    """One connection, with the limits that uvicorn does not set."""
-
-    def __init__(self, limits: _Limits, **named: Any) -> None:
-        super().__init__(**named)
-        self._limits = limits
-        self.is_reading = True
-        self._is_in_head = True
-        self._head_bytes = 0
-        self._named_bytes = 0
-        self._body_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._limits.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._limits.discard(self)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        self._begin_to_read()
-        if self._is_in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        # What httptools still holds of an unfinished head, it holds without a bound.
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self.abort()
-
-    def _begin_to_read(self) -> None:
-        if not self.is_reading:
-            self.is_reading = True
-            self._limits.wait_for(self)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        # The next request may come behind the last one at once.
-        self._begin_to_read()
-        self._is_in_head = True
-        self._named_bytes = self._body_bytes = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._named_bytes += len(name) + len(value)
-        if len(self.headers) > MAX_HEADERS or len(self.url) + self._named_bytes > MAX_HEAD_BYTES:
-            self.abort()
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        self._head_bytes = 0
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        if self._body_bytes > MAX_BODY_BYTES:
-            self.abort()
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._is_in_head = True
-        self.is_reading = False
-        self._limits.wait_no_more(self)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        # Idle now: uvicorn closes it by its own timer, and it is the first to give way.
-        if not self.is_reading:
-            self._limits.wait_for(self)
-
-    def shutdown(self) -> None:
-        # A report that is just coming still comes; otherwise it is closed in a second.
-        if not self.is_reading:
-            super().shutdown()
-
-    def abort(self) -> None:
-        """Closes the connection without a word."""
-        self.transport.abort()
+def _log_class(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs an error of the event loop without its text, which could contain something of a client."""
+    logger.warning("the bridge's server: %s", type(context.get("exception")).__name__)
 
 
 def _raise_open_files() -> int:
-    """Raises the limit of open files as far as it goes; how many connections it allows."""
+    """Raises the limit of open files as far as possible; returns how many connections it allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 256
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
     files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    return max(files - 256, 16)
+    return max(files - _OTHER_FILES, 16)

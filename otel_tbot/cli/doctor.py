@@ -243,8 +243,8 @@ def _examine_installation() -> Iterator[Finding]:
             text="`tbot` is not registered, so OTEL_LOGS_EXPORTER=tbot does not work",
             remedy="install the package instead of putting its folder on the path",
         )
-    if importlib.util.find_spec("uvicorn") is None:
-        text = "not installed; only `otel-tbot bridge` needs it: pip install 'otel-tbot[bridge]'"
+    if importlib.util.find_spec("prometheus_client") is None:
+        text = "not installed; without it `otel-tbot bridge` has no /metrics: pip install 'otel-tbot[bridge]'"
         yield Finding(level="note", subject="extra `bridge`", text=text)
     if _lacks_bytecode():
         yield Finding(

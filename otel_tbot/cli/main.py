@@ -25,8 +25,6 @@ PROGRAM: Final = "otel-tbot"
 COMPLETE_VARIABLE: Final = "_OTEL_TBOT_COMPLETE"
 """click's variable, with which a shell asks for completions."""
 
-BRIDGE_REMEDY: Final = "pip install 'otel-tbot[bridge]'"
-
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command in *arguments* and returns its exit status; docs/reference/commands.md lists them."""
@@ -177,22 +175,37 @@ Exit status: 0 ended by SIGTERM; 1 cannot listen; 2 bad input, or off.
 )
 @click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:8080", show_default=True, help="The address.")
 @click.option("--path-prefix-file", metavar="FILE", type=click.Path(), help="Serve only paths behind this secret.")
-def bridge(listen: str, path_prefix_file: str | None) -> int:
+@click.option("--tls-cert", metavar="FILE", type=click.Path(), help="Serve HTTPS with this certificate.")
+@click.option("--tls-key", metavar="FILE", type=click.Path(), help="The certificate's key.")
+@click.option(
+    *("--idle-timeout", "idle_timeout_seconds"),
+    metavar="SECONDS",
+    type=click.IntRange(1),
+    default=620,
+    show_default=True,
+    help="How long a connection may be idle.",
+)
+def bridge(
+    listen: str, path_prefix_file: str | None, tls_cert: str | None, tls_key: str | None, idle_timeout_seconds: int
+) -> int:
     """Serve tbot's protocol for many tbots, and send their events to the collector.
 
     A tbot needs only two variables. A report is acknowledged after the collector accepted its event.
     """
-    try:
-        from otel_tbot.bridge.application import check_consent
-        from otel_tbot.bridge.server import parse_address, read_path_prefix, serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("otel_tbot"):
-            raise
-        raise OtelTbotError(f"needs the extra `bridge`; run {BRIDGE_REMEDY}") from None
+    from otel_tbot.bridge.application import check_consent
+    from otel_tbot.bridge.server import parse_address, serve
+
     check_consent(os.environ)
     host, port = parse_address(listen)
-    prefix = read_path_prefix(path_prefix_file) if path_prefix_file else ""
-    serve(host, port, path_prefix=prefix, environ=os.environ)
+    serve(
+        host,
+        port,
+        environ=os.environ,
+        path_prefix_file=path_prefix_file or "",
+        tls_cert=tls_cert or "",
+        tls_key=tls_key or "",
+        idle_timeout_seconds=idle_timeout_seconds,
+    )
     return 0
 
 

@@ -22,6 +22,9 @@ from otel_tbot.tbot.report import PROCEDURE, parse_report
 MAX_REQUEST_BYTES: Final = 16 * 1024
 """The largest body, as sent and as unpacked. A report has about 200 bytes."""
 
+WRONG_PREFIX: Final = "wrong_prefix"
+"""The reason for rejecting a report that came on another path than it should."""
+
 _PROTO, _JSON = b"application/proto", b"application/json"
 _GZIP_WINDOW: Final = 31
 _MAX_TIMEOUT_DIGITS: Final = 10
@@ -37,7 +40,10 @@ _STATUSES: Final = {
 
 
 class Response(NamedTuple):
-    """An HTTP response: its status, headers and body. `reason` says why a report was rejected, "" if it was not."""
+    """An HTTP response: its status, headers and body.
+
+    `reason` is for counts: "accepted", or why the request was rejected, or "" if it was not a report at all.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -76,8 +82,8 @@ def to_response(outcome: Outcome, *, is_json: bool = False) -> Response:
 
 
 # SubmitTbotEventResponse has no fields.
-_ACCEPTED: Final = Response(200, ((b"content-type", _PROTO),))
-_ACCEPTED_JSON: Final = Response(200, ((b"content-type", _JSON),), b"{}")
+_ACCEPTED: Final = Response(200, ((b"content-type", _PROTO),), reason=Outcome.ACCEPTED.value)
+_ACCEPTED_JSON: Final = Response(200, ((b"content-type", _JSON),), b"{}", reason=Outcome.ACCEPTED.value)
 
 TIMEOUT_RESPONSE: Final = to_error_response("unavailable", "no report was received and answered within the limit")
 
@@ -97,13 +103,14 @@ class ConnectCall:
         found = path.encode("utf-8", "surrogateescape")
         prefix = path_prefix.encode()
         if not hmac.compare_digest(found[: len(prefix)], prefix) or path[len(path_prefix) :] != PROCEDURE:
-            raise ConnectError(Response(404))
+            raise ConnectError(Response(404, reason=WRONG_PREFIX if path.endswith(PROCEDURE) else "not_found"))
         if method != "POST":
-            raise ConnectError(Response(405, ((b"allow", b"POST"),)))
+            raise ConnectError(Response(405, ((b"allow", b"POST"),), reason="method_not_allowed"))
         fields = dict(headers)
         content_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if content_type not in (_PROTO, _JSON):
-            raise ConnectError(Response(415, ((b"accept-post", b", ".join((_PROTO, _JSON))),)))
+            allowed = ((b"accept-post", b", ".join((_PROTO, _JSON))),)
+            raise ConnectError(Response(415, allowed, reason="unsupported_media_type"))
         if fields.get(b"connect-protocol-version", b"1") != b"1":
             raise ConnectError(to_error_response("invalid_argument", "connect-protocol-version: must be 1"))
         encoding = fields.get(b"content-encoding") or b"identity"

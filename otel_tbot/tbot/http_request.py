@@ -150,10 +150,15 @@ class RequestParser:
             self._call = self._open_call(method, path, self._headers)
         except ConnectError as error:
             self._call = error.response
-        if (b"expect", b"100-continue") in self._headers and not self._parser.should_upgrade():
+        if self._parser.should_upgrade():
+            return  # `feed` starts it again
+        if (b"expect", b"100-continue") in self._headers:
             if isinstance(self._call, Response):
                 self._stop(self._call)
             self.wants_continue = True
+        # Not needed any more, and as large as a body.
+        self._url = b""
+        self._headers = []
 
     def on_body(self, piece: bytes) -> None:
         """Adds a piece of the body, or discards it if the request is rejected."""

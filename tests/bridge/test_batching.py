@@ -1,86 +1,94 @@
 import asyncio
 import threading
-from collections.abc import Sequence
+import time
 
 import pytest
 
 from otel_tbot.bridge.batching import MAX_BATCH, MAX_BATCH_BYTES, BatchSender, FullError
 from otel_tbot.event import MAX_COUNT, TbotStart
-from otel_tbot.otlp.encoding import load_encoder
+from otel_tbot.otlp.encoding import encode_request
 from otel_tbot.outcome import Outcome
 
-PATIENT_SECONDS = 60.0
+LONG_SECONDS = 60.0
 
 
 class Collector:
-    """Takes groups, each after `gate` is set, and keeps their sizes."""
+    """Answers each batch from a thread once `gate` is set, and keeps the sizes of batches."""
 
-    def __init__(self, outcome: Outcome = Outcome.ACCEPTED) -> None:
+    def __init__(self, outcome=Outcome.ACCEPTED):
         self.outcome = outcome
-        self.groups: list[list[str]] = []
+        self.sizes = []
         self.has_begun = threading.Event()
         self.gate = threading.Event()
-        self.given_up = 0
+        self.abandoned = 0
+        self.is_closed = False
+        self.has_threads = True
 
-    def send(self, events: Sequence[tuple[TbotStart, int]], *, deadline_seconds: float) -> Outcome:
-        assert deadline_seconds <= PATIENT_SECONDS
-        self.groups.append([event.session_id for event, _ in events])
+    def submit(self, batch, *, deadline, on_outcome):
+        if not self.has_threads:
+            raise RuntimeError
+        assert deadline <= time.monotonic() + LONG_SECONDS
+        self.sizes.append(len(batch))
+        threading.Thread(target=self._answer, args=(on_outcome,), daemon=True).start()
+
+    def _answer(self, on_outcome):
         self.has_begun.set()
-        self.gate.wait(PATIENT_SECONDS)
-        return self.outcome
+        self.gate.wait(LONG_SECONDS)
+        on_outcome(self.outcome)
 
-    def give_up(self) -> None:
-        self.given_up += 1
+    def abandon(self):
+        self.abandoned += 1
         self.gate.set()
 
-
-def start() -> TbotStart:
-    """A start."""
-    return TbotStart(run_mode="daemon")
+    def close(self):
+        self.is_closed = True
 
 
-async def deliver(group: BatchSender, *, limit_seconds: float = PATIENT_SECONDS) -> Outcome:
-    """Delivers one start."""
-    return await group.deliver(start(), time_ns=1, limit_seconds=limit_seconds)
+def submit(sender, *, limit_seconds=LONG_SECONDS):
+    """Submits one start."""
+    return sender.submit(TbotStart(run_mode="daemon"), time_ns=1, limit_seconds=limit_seconds)
 
 
-def test_what_gathers_while_a_group_is_out_is_the_next_group():
-    """The first goes alone and at once; all that come meanwhile go together; each gets the outcome of its group."""
+async def start(sender, collector):
+    """Submits one start, and waits until it is being sent; returns its outcome to wait for."""
+    outcome = submit(sender)
+    await asyncio.to_thread(collector.has_begun.wait, LONG_SECONDS)
+    return outcome
 
-    async def run() -> tuple[list[int], set[Outcome]]:
+
+def test_events_that_arrive_while_a_batch_is_in_flight_are_the_next_batch():
+    """The first goes at once; those that arrive meanwhile go together; each gets the outcome of its batch."""
+
+    async def run():
         collector = Collector()
-        group = BatchSender(collector)
-        first = asyncio.create_task(deliver(group))
-        await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
-        others = [asyncio.create_task(deliver(group)) for _ in range(20)]
-        await asyncio.sleep(0)
-        assert 21 == group.waiting
+        sender = BatchSender(collector)
+        first = await start(sender, collector)
+        others = [submit(sender) for _ in range(20)]
+        assert 21 == sender.waiting
         collector.gate.set()
-        outcomes = {await task for task in (first, *others)}
-        assert 0 == group.waiting
-        await group.drain(1)
-        return [len(sent) for sent in collector.groups], outcomes
+        outcomes = set(await asyncio.gather(first, *others))
+        assert 0 == sender.waiting
+        return collector.sizes, outcomes
 
     assert ([1, 20], {Outcome.ACCEPTED}) == asyncio.run(run())
 
 
-def test_a_group_has_a_bound():
-    """More than fit go in the groups after it."""
+def test_a_batch_is_bounded():
+    """Events above the bound go in the next batches."""
 
-    async def run() -> list[int]:
+    async def run():
         collector = Collector()
         collector.gate.set()
-        group = BatchSender(collector, max_batch=4)
-        await asyncio.gather(*(deliver(group) for _ in range(10)))
-        await group.drain(1)
-        return [len(sent) for sent in collector.groups]
+        sender = BatchSender(collector, max_batch=4)
+        await asyncio.gather(*(submit(sender) for _ in range(10)))
+        return collector.sizes
 
     assert [4, 4, 2] == asyncio.run(run())
 
 
 @pytest.mark.parametrize("signal", ["log", "span"])
-def test_the_largest_group_has_bounded_bytes(signal):
-    """As many events as fit a group, each as large as its rules allow, are below the bound in bytes."""
+def test_the_largest_batch_is_below_its_bound_in_bytes(signal):
+    """A full batch of events, each as large as its rules allow, is below the bound in bytes."""
     largest = TbotStart(
         run_mode="one-shot",
         version="1111.1111.1111-alpha.1111",
@@ -92,114 +100,105 @@ def test_the_largest_group_has_bounded_bytes(signal):
         destinations_kubernetes=MAX_COUNT,
         destinations_application=MAX_COUNT,
     )
-    group = [(largest, 2**63 - 1)] * MAX_BATCH
+    batch = [(largest, 2**63 - 1)] * MAX_BATCH
 
-    assert MAX_BATCH * 256 < load_encoder(signal, is_local=False)(group).ByteSize() < MAX_BATCH_BYTES
+    assert MAX_BATCH * 256 < encode_request(batch, signal=signal, is_local=False).ByteSize() < MAX_BATCH_BYTES
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
-def test_every_outcome_is_that_of_the_whole_group(outcome):
-    """Refused or partly rejected, the answer does not say which: all of the group get it."""
+def test_the_outcome_is_that_of_the_whole_batch(outcome):
+    """If the collector rejects some events it does not say which, so all of the batch get that outcome."""
+    exports = []
 
-    async def run() -> list[Outcome]:
+    async def run():
         collector = Collector(outcome)
         collector.gate.set()
-        group = BatchSender(collector)
-        outcomes = await asyncio.gather(*(deliver(group) for _ in range(3)))
-        await group.drain(1)
-        return outcomes
+        sender = BatchSender(collector, on_export=lambda _seconds, *export: exports.append(export))
+        return await asyncio.gather(*(submit(sender) for _ in range(3)))
 
     assert [outcome] * 3 == asyncio.run(run())
+    assert [(outcome, 3)] == exports
 
 
-def test_a_caller_that_leaves_does_not_disturb_its_group():
-    """Its event is sent, and the others of the group, and all after them, get their outcomes."""
+def test_too_many_events_are_rejected_at_once():
+    """One more than may wait is rejected; after one has its outcome there is room again."""
 
-    async def run() -> None:
+    async def run():
         collector = Collector()
-        group = BatchSender(collector)
-        staying, leaving = asyncio.create_task(deliver(group)), asyncio.create_task(deliver(group))
-        await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
-        leaving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        collector.gate.set()
-
-        assert Outcome.ACCEPTED is await staying
-        assert Outcome.ACCEPTED is await deliver(group)
-        assert 3 == sum(map(len, collector.groups))
-        await group.drain(1)
-
-    asyncio.run(run())
-
-
-def test_too_many_are_refused_at_once():
-    """One more than may wait is refused, takes no place, and once one has its outcome there is room again."""
-
-    async def run() -> None:
-        collector = Collector()
-        group = BatchSender(collector, max_pending=2)
-        waiting = [asyncio.create_task(deliver(group)) for _ in range(2)]
-        await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
+        sender = BatchSender(collector, max_pending=2)
+        waiting = [await start(sender, collector), submit(sender)]
         for _ in range(2):
             with pytest.raises(FullError):
-                await deliver(group)
+                submit(sender)
         collector.gate.set()
         await asyncio.gather(*waiting)
 
-        assert Outcome.ACCEPTED is await deliver(group)
-        await group.drain(1)
+        assert Outcome.ACCEPTED is await submit(sender)
 
     asyncio.run(run())
 
 
-def test_who_waited_too_long_is_told_so_and_is_not_sent_after_all():
-    """Beside a silent collector, at its limit; one that was not under way yet is left out of the next group."""
+def test_an_event_that_waited_too_long_is_not_sent():
+    """It is TIMED_OUT at its limit, and the next batch is without it."""
 
-    async def run() -> None:
+    async def run():
         collector = Collector()
-        group = BatchSender(collector)
-        first = asyncio.create_task(deliver(group))
-        await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
+        sender = BatchSender(collector)
+        first = await start(sender, collector)
 
-        assert Outcome.TIMED_OUT is await deliver(group, limit_seconds=0.01)
+        assert Outcome.TIMED_OUT is await submit(sender, limit_seconds=0.01)
         collector.gate.set()
         assert Outcome.ACCEPTED is await first
-        assert Outcome.ACCEPTED is await deliver(group)
-        assert [1, 1] == [len(sent) for sent in collector.groups]
-        await group.drain(1)
+        assert Outcome.ACCEPTED is await submit(sender)
+        assert [1, 1] == collector.sizes
 
     asyncio.run(run())
 
 
-def test_drain_waits_for_outcomes_and_no_longer_than_it_may():
-    """What is answered in time has its outcome, the rest is TIMED_OUT."""
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_drain_waits_for_outcomes_in_bounded_time(is_answered):
+    """An event that is answered in time has its outcome, another is TIMED_OUT; nothing is sent afterwards."""
 
-    async def run(*, is_answered: bool) -> Outcome:
+    async def run():
         collector = Collector()
-        group = BatchSender(collector)
-        waiting = asyncio.create_task(deliver(group))
-        await asyncio.to_thread(collector.has_begun.wait, PATIENT_SECONDS)
+        sender = BatchSender(collector)
+        waiting = await start(sender, collector)
         if is_answered:
             collector.gate.set()
-        await group.drain(PATIENT_SECONDS if is_answered else 0.01)
-        collector.gate.set()
+        await sender.drain(LONG_SECONDS if is_answered else 0.01)
+        assert collector.is_closed
+        assert Outcome.TIMED_OUT is await submit(sender)
+        assert [1] == collector.sizes
+        assert (0 if is_answered else 1) == collector.abandoned
         return await waiting
 
-    assert Outcome.ACCEPTED is asyncio.run(run(is_answered=True))
-    assert Outcome.TIMED_OUT is asyncio.run(run(is_answered=False))
+    assert (Outcome.ACCEPTED if is_answered else Outcome.TIMED_OUT) is asyncio.run(run())
 
 
-def test_a_sender_that_does_not_come_back_is_given_up():
-    """At the deadline of its group another thread takes the next one."""
+def test_a_call_that_does_not_return_is_abandoned():
+    """After the deadline of its batch; the next batch is sent, and the late outcome changes nothing."""
 
-    async def run() -> None:
+    async def run():
         collector = Collector()
-        group = BatchSender(collector)
+        sender = BatchSender(collector)
 
-        assert Outcome.TIMED_OUT is await deliver(group, limit_seconds=0.05)
-        assert Outcome.ACCEPTED is await deliver(group)
-        assert (1, 2) == (collector.given_up, len(collector.groups))
-        await group.drain(1)
+        assert Outcome.TIMED_OUT is await submit(sender, limit_seconds=0.05)
+        assert Outcome.ACCEPTED is await submit(sender)
+        assert (1, [1, 1]) == (collector.abandoned, collector.sizes)
+
+    asyncio.run(run())
+
+
+def test_without_threads_events_are_unreachable_and_later_ones_are_sent():
+    """At a limit of threads the outcome is UNREACHABLE; with a thread again, events are sent."""
+
+    async def run():
+        collector = Collector()
+        collector.gate.set()
+        sender = BatchSender(collector)
+        collector.has_threads = False
+        assert Outcome.UNREACHABLE is await submit(sender)
+        collector.has_threads = True
+        assert Outcome.ACCEPTED is await submit(sender)
 
     asyncio.run(run())

@@ -13,14 +13,14 @@ from pathlib import Path
 import grpc
 import pytest
 import requests
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToDict, MessageToJson
 
 from otel_tbot import __version__
 from otel_tbot.bridge.application import Bridge, BridgeError
-from otel_tbot.bridge.server import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
 from otel_tbot.event import TbotStart
+from otel_tbot.tbot.connect import MAX_REQUEST_BYTES
+from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_HEADERS
 from otel_tbot.tbot.report import to_report
-from tests.exporters.test_exporters import to_fields
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.polling import poll_until
 from tests.support.processes import LAUNCHER, MEASURED
@@ -29,6 +29,11 @@ from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, refusi
 CANARY = "canary-71c4"
 PATIENT = {"OTEL_TBOT_TIMEOUT": "10000"}
 PROTO = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
+
+
+def to_fields(message):
+    """Returns a message as nested dictionaries."""
+    return MessageToDict(message, preserving_proto_field_name=True)
 
 
 def environ_of(server, **more):
@@ -165,7 +170,7 @@ BYTES = {
     "too many headers": HEAD + b"X: x\r\n" * (MAX_HEADERS + 1) + b"\r\n",
     "too long a path": b"POST /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "a path of no text": b"POST /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a body without end": HEAD + b"Content-Length: 10000000\r\n\r\n" + b"x" * (MAX_BODY_BYTES + 200_000),
+    "a body without end": HEAD + b"Content-Length: 10000000\r\n\r\n" + b"x" * (MAX_REQUEST_BYTES + 200_000),
     "chunks without end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n" * 40,
     "two lengths": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
 }
@@ -178,7 +183,13 @@ def test_what_is_no_good_report_is_refused_and_a_good_one_still_served():
             assert status == post(bridge, **request).status_code, name
         for name, request in BYTES.items():
             received = raw(bridge, request)
-            assert received[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 429", b"HTTP/1.1 415"}, name
+            assert received[:12] in {
+                b"HTTP/1.1 400",
+                b"HTTP/1.1 429",
+                b"HTTP/1.1 415",
+                b"HTTP/1.1 404",
+                b"HTTP/1.1 431",
+            }, name
             assert CANARY.encode() not in received, name
         assert 405 == requests.get(bridge.url + PROCEDURE, timeout=60).status_code
         assert 200 == post(bridge).status_code
@@ -382,7 +393,7 @@ def test_only_reports_on_the_secret_path_are_taken(tmp_path):
 def run_bridge(*arguments, **environ):
     """The command, where it does not serve; its end."""
     return subprocess.run(
-        [LAUNCHER[0], "bridge", *arguments],
+        [LAUNCHER[0], "bridge", "--listen", "127.0.0.1:0", *arguments],
         env={"PATH": os.environ["PATH"], **MEASURED, **environ},
         capture_output=True,
         text=True,
@@ -410,15 +421,19 @@ STARTS = {
     ),
     "endpoint": ({"OTEL_EXPORTER_OTLP_ENDPOINT": CANARY}, (), "OTEL_EXPORTER_OTLP_ENDPOINT: must be an http:// or"),
     "certificate": (
-        {"OTEL_EXPORTER_OTLP_CERTIFICATE": f"/{CANARY}"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:4318", "OTEL_EXPORTER_OTLP_CERTIFICATE": f"/{CANARY}"},
         (),
-        "the certificates for the collector cannot be used: FileNotFoundError",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE: no such file or directory; name a readable PEM file",
     ),
     "address": ({}, ("--listen", CANARY), "--listen: must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080"),
     "port": ({}, ("--listen", "127.0.0.1:65536"), "--listen: must be HOST:PORT"),
     "no brackets": ({}, ("--listen", "::1:80"), "--listen: must be HOST:PORT"),
     "no prefix file": ({}, ("--path-prefix-file", "/nonexistent"), "--path-prefix-file: /nonexistent cannot be read"),
-    "no prefix in it": ({}, ("--path-prefix-file", "/dev/null"), "--path-prefix-file: /dev/null must hold one line of"),
+    "no prefix in it": (
+        {},
+        ("--path-prefix-file", "/dev/null"),
+        "--path-prefix-file: /dev/null must contain one line of",
+    ),
 }
 
 
@@ -520,11 +535,11 @@ def test_its_own_metrics_are_sent_only_where_they_are_asked_for():
             "otel_tbot.bridge.export.duration",
         ),
     } == points.keys()
-    assert 5 == points["otel_tbot.bridge.reports.received"][0]["as_int"]
-    assert 3 == points["otel_tbot.bridge.reports.accepted"][0]["as_int"]
+    assert "5" == points["otel_tbot.bridge.reports.received"][0]["as_int"]
+    assert "3" == points["otel_tbot.bridge.reports.accepted"][0]["as_int"]
     (refused,) = points["otel_tbot.bridge.reports.rejected"]
-    assert (2, "invalid_argument") == (refused["as_int"], refused["attributes"][0]["value"]["string_value"])
-    assert 3 == points["otel_tbot.bridge.export.duration"][0]["count"]
+    assert ("2", "invalid_argument") == (refused["as_int"], refused["attributes"][0]["value"]["string_value"])
+    assert "3" == points["otel_tbot.bridge.export.duration"][0]["count"]
     assert CANARY not in str(sent)
     assert {"/v1/logs"} == {request.path for request in server.requests}
     assert {"/v1/metrics"} == {request.path for request in metrics.requests}
@@ -535,7 +550,8 @@ def test_metrics_that_nobody_can_send_do_not_keep_events_from_their_way(value):
     """An exporter that is not there is one line; none is none."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server, OTEL_METRICS_EXPORTER=value)) as bridge:
         assert 200 == post(bridge).status_code
-    expected = "OTEL_METRICS_EXPORTER: an exporter cannot be used: StopIteration\n" if value == "unheard-of" else ""
+    rule = "OTEL_METRICS_EXPORTER: no exporter of that name is installed; use otlp, prometheus or none\n"
+    expected = rule if value == "unheard-of" else ""
 
     assert expected == bridge.written
     assert {"/v1/logs"} == {request.path for request in server.requests}
@@ -594,9 +610,9 @@ def test_turned_off_while_it_runs_nothing_leaves_any_more():
         bridge = Bridge(environ)
         environ.update(environ_of(server))
         bridge.start()
-        before = await bridge._deliver(TbotStart(run_mode="daemon"))  # noqa: SLF001  # as the service calls it
+        before = await bridge.submit(TbotStart(run_mode="daemon"), None)
         environ["OTEL_SDK_DISABLED"] = "true"
-        after = await bridge._deliver(TbotStart(run_mode="daemon"))  # noqa: SLF001  # see above
+        after = await bridge.submit(TbotStart(run_mode="daemon"), None)
         await bridge.stop()
         return before.value, after.value
 

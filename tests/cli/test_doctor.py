@@ -511,13 +511,13 @@ SHOW = "import json; print(json.dumps([(f.level, f.subject) for f in examine({})
 
 
 def test_missing_entry_points_and_a_missing_extra_are_found(tmp_path):
-    """A plug-in that no variable can name is a warning; the extra is only needed by the bridge."""
+    """A plug-in that no variable can name is a warning; the extra is only for the metrics of the bridge."""
     script = f"""
 import importlib.metadata, importlib.util
 from otel_tbot.cli.doctor import examine
 importlib.metadata.entry_points = lambda **_: ()
 find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name == "uvicorn" else find_spec(name)
+importlib.util.find_spec = lambda name: None if name == "prometheus_client" else find_spec(name)
 {SHOW}
 """
     found = run_python(script, tmp_path)

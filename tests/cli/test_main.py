@@ -157,17 +157,6 @@ def test_windows_has_no_run():
     assert "otel-tbot: run: needs Linux or macOS; on Windows, send the event with `otel_tbot.emit`\n" == finished.stderr
 
 
-def test_bridge_needs_its_extra():
-    """Without uvicorn, the line names the extra and how to install it."""
-    script = "import sys; sys.modules['uvicorn'] = None; from otel_tbot.__main__ import main; main()"
-    finished = subprocess.run(
-        [sys.executable, "-P", "-c", script, "bridge"], env=BASIC, capture_output=True, text=True, check=False
-    )
-
-    assert (2, "") == (finished.returncode, finished.stdout)
-    assert "otel-tbot: bridge: needs the extra `bridge`; run pip install 'otel-tbot[bridge]'\n" == finished.stderr
-
-
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_a_completion_script(shell):
     """The script asks the command for completions, so it can be evaluated when the shell starts."""

@@ -1,4 +1,4 @@
-"""A request to an ASGI application as a server makes it, and its whole answer."""
+"""Calls an ASGI application as a server does, and returns its response."""
 
 import asyncio
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ PROTO = ((b"content-type", b"application/proto"), (b"connect-protocol-version", 
 
 @dataclass(slots=True)
 class Answered:
-    """An answer: status, headers in lower case, body."""
+    """A response: its status, headers in lower case, and body."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -26,6 +26,7 @@ async def call(
     headers: Iterable[tuple[bytes, bytes]] = PROTO,
     pieces: int = 1,
     query: bytes = b"",
+    root_path: str = "",
 ) -> Answered:
     """Calls *application* with *body*, in that many *pieces*."""
     scope = {
@@ -37,7 +38,7 @@ async def call(
         "path": path,
         "raw_path": path.encode("utf-8", "surrogateescape"),
         "query_string": query,
-        "root_path": "",
+        "root_path": root_path,
         "headers": list(headers),
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
@@ -51,7 +52,7 @@ async def call(
 
     async def receive() -> dict[str, Any]:
         if not messages:
-            await asyncio.Event().wait()  # the client waits for its answer
+            await asyncio.Event().wait()  # the client waits for the response
         return messages.pop(0)
 
     async def send(message: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ class BridgeProcess:
             self._command, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for line in self._process.stdout:
-            if line.startswith("listening on http://"):
+            if line.startswith("listening on http"):
                 self.url = line.split()[-1]
                 break
             self._began += line
