@@ -103,7 +103,7 @@ class ConnectCall:
         found = path.encode("utf-8", "surrogateescape")
         prefix = path_prefix.encode()
         if not hmac.compare_digest(found[: len(prefix)], prefix) or path[len(path_prefix) :] != PROCEDURE:
-            raise ConnectError(Response(404, reason=WRONG_PREFIX if path.endswith(PROCEDURE) else "not_found"))
+            raise ConnectError(Response(404, reason=WRONG_PREFIX if path.endswith(PROCEDURE) else ""))
         if method != "POST":
             raise ConnectError(Response(405, ((b"allow", b"POST"),), reason="method_not_allowed"))
         fields = dict(headers)

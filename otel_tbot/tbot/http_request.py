@@ -25,9 +25,9 @@ _PROTOCOL_HEADERS: Final = (
     *(b"content-type", b"content-encoding", b"connect-protocol-version", b"connect-timeout-ms"),
     *(b"content-length", b"transfer-encoding", b"expect"),
 )
-_BAD_REQUEST: Final = Response(400, reason="invalid_argument")
-_TOO_LARGE: Final = Response(413, reason="resource_exhausted")
-_TOO_LARGE_HEAD: Final = Response(431, reason="resource_exhausted")
+_BAD_REQUEST: Final = Response(400)
+_TOO_LARGE: Final = Response(413)
+_TOO_LARGE_HEAD: Final = Response(431)
 
 Headers = Sequence[tuple[bytes, bytes]]
 

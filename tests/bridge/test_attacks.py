@@ -1,0 +1,247 @@
+"""Attacks from one machine: the bridge's memory fits its deployment, and honest reports are answered meanwhile."""
+
+import contextlib
+import resource
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+import trustme
+
+from otel_tbot.bridge.connection import MAX_UNANSWERED, READ_SECONDS, WRITE_SECONDS
+from otel_tbot.bridge.server import MAX_CONNECTIONS, MAX_TLS_CONNECTIONS
+from otel_tbot.tbot.connect import MAX_REQUEST_BYTES
+from otel_tbot.tbot.http_request import MAX_HEAD_BYTES
+from tests.bridge.test_bridge import HEAD, a_report, environ_of
+from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.polling import poll_until
+from tests.support.servers import OtlpHttpServer
+
+MEMORY_KIB = 192 * 1024
+"""The limit of the container in deploy/kubernetes.yaml."""
+
+HONEST_SECONDS = 10.0
+"""tbot waits so long."""
+
+SECRET = "0123456789abcdef"  # noqa: S105  # of a test
+LINGER_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A certificate and its key, and the context of a client that trusts it."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return folder, context
+
+
+class Target:
+    """A bridge under attack, on HTTP or on HTTPS, mounted under a path prefix."""
+
+    def __init__(self, process, context):
+        self.process = process
+        self._context = context
+        self.connections = []
+
+    def connect(self):
+        """Returns a connection, which is closed at the end."""
+        connection = self.process.connect()
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_hostname="127.0.0.1")
+        self.connections.append(connection)
+        return connection
+
+    def send(self, data):
+        """Sends *data* on a connection of its own; the bridge may have closed it before the end."""
+        connection = self.connect()
+        with contextlib.suppress(OSError):
+            connection.sendall(data)
+        return connection
+
+    def report(self):
+        """Reports a start; returns the seconds until it was accepted."""
+        began = time.monotonic()
+        connection = self.connect()
+        body, _ = a_report()
+        head = HEAD.replace(PROCEDURE.encode(), f"/{SECRET}{PROCEDURE}".encode())
+        head += b"Content-Type: application/proto\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.close()
+        return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def attacked(tmp_path, tls, *, is_tls):
+    """Starts a bridge; at the end it is asserted that it kept its memory, and answered reports meanwhile."""
+    folder, context = tls
+    (tmp_path / "prefix").write_text(SECRET)
+    options = ["--path-prefix-file", str(tmp_path / "prefix")]
+    if is_tls:
+        options += ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem")]
+    wanted = MAX_CONNECTIONS + 1024
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < wanted:
+        pytest.skip(f"needs {wanted} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), most))
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), *options, is_measured=False) as process:
+        target = Target(process, context if is_tls else None)
+        target.report()
+        seconds, sizes, is_over = [], [], threading.Event()
+
+        def watch():
+            while not is_over.wait(0.1):
+                sizes.append(process.memory_kib())
+                seconds.append(target.report())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield target
+            seconds.append(target.report())
+            sizes.append(process.memory_kib())
+        finally:
+            is_over.set()
+            thread.join()
+            for connection in target.connections:
+                connection.close()
+        assert max(sizes) < MEMORY_KIB, f"{max(sizes) // 1024} MiB"
+        assert max(seconds) < HONEST_SECONDS
+        assert len(seconds) == len([request for request in server.requests for _ in request.session_ids]) - 1
+
+
+def posting(size, *, path=f"/{SECRET}{PROCEDURE}", sent=None):
+    """A request with a body of *size* bytes, of which *sent* are there."""
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n" % path.encode()
+    return head + b"Content-Length: %d\r\n\r\n" % size + b"x" * (size if sent is None else sent)
+
+
+MANY = {
+    "silent": b"",
+    "idle": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "64 KiB to a wrong path": posting(64 * 1024, path="/x"),
+    "the largest body to a wrong path": posting(MAX_REQUEST_BYTES, path="/x"),
+    "a body without its last byte": posting(MAX_REQUEST_BYTES, sent=MAX_REQUEST_BYTES - 1),
+    "a header without end": HEAD + b"X: " + b"x" * (MAX_HEAD_BYTES - 1024),
+    "many headers": HEAD + b"".join(b"X-%d: %s\r\n" % (number, b"x" * 200) for number in range(60)),
+    "a long content type and a body": posting(MAX_REQUEST_BYTES, sent=MAX_REQUEST_BYTES - 1).replace(
+        b"application/proto", b"application/proto;" + b"x" * (MAX_HEAD_BYTES - 1024)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "is_tls"),
+    [
+        *(pytest.param(data, False, id=f"{name}, HTTP") for name, data in MANY.items()),
+        *(pytest.param(MANY[name], True, id=f"{name}, HTTPS") for name in ("silent", "a long content type and a body")),
+    ],
+)
+def test_as_many_connections_as_allowed_fit_the_memory(data, is_tls, tmp_path, tls):
+    """Each holds as much as it can."""
+    with attacked(tmp_path, tls, is_tls=is_tls) as target:
+        for _ in range((MAX_TLS_CONNECTIONS if is_tls else MAX_CONNECTIONS) - 96):
+            target.send(data)
+
+
+def is_gone(connection):
+    """Whether the other side has closed *connection*; what it sent is read."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(65536)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["HTTP", "HTTPS"])
+def test_a_client_that_pipelines_and_does_not_read_is_closed(is_tls, tmp_path, tls):
+    """8 requests are answered, and then the connection ends, again and again."""
+    with attacked(tmp_path, tls, is_tls=is_tls) as target:
+        for _ in range(100):
+            connection = target.connect()
+            with contextlib.suppress(OSError):
+                while True:  # until the bridge closes the connection
+                    connection.send(b"GET / HTTP/1.1\r\n\r\n" * 1000)
+        answered = target.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MAX_UNANSWERED + 5))
+        received = b""
+        while piece := answered.recv(65536):
+            received += piece
+
+        assert MAX_UNANSWERED == received.count(b"HTTP/1.1 404")
+        assert 1 == received.count(b"connection: close")
+
+
+def test_a_client_that_asks_and_does_not_read_is_closed_in_time(tmp_path, tls):
+    """Once its buffers are full it has 10 seconds."""
+    with attacked(tmp_path, tls, is_tls=False) as target:
+        connections = [target.process.connect() for _ in range(40)]
+        target.connections += connections
+        for connection in connections:
+            connection.setblocking(False)
+        full_at = {}
+
+        def ask():
+            for connection in tuple(connections):
+                try:
+                    connection.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                except BlockingIOError:
+                    full_at.setdefault(connection, time.monotonic())
+                except OSError:
+                    late = time.monotonic() - full_at.get(connection, time.monotonic())
+                    assert late < WRITE_SECONDS + LINGER_SECONDS
+                    connections.remove(connection)
+            return not connections
+
+        poll_until(ask, waiting_for="the end of every connection", deadline_seconds=60)
+
+
+BEGINNINGS = {
+    "nothing": (b"", b"\r\n"),
+    "headers": (HEAD, b"x"),
+    "a body": (posting(100, sent=1), b"x"),
+    "chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1"),
+    "a TLS handshake": (b"\x16\x03\x01", b"\x02"),
+}
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["HTTP", "HTTPS"])
+def test_a_client_that_trickles_is_closed_in_time(is_tls, tmp_path, tls):
+    """Bytes that come one by one do not extend the 10 seconds for a request or a handshake."""
+    with attacked(tmp_path, tls, is_tls=is_tls) as target:
+        began = time.monotonic()
+        open_connections = {}
+        for name, (beginning, _) in BEGINNINGS.items():
+            connection = target.process.connect() if name == "a TLS handshake" else target.connect()
+            target.connections.append(connection)
+            connection.sendall(beginning)
+            open_connections[name] = connection
+
+        def trickle():
+            for name, connection in tuple(open_connections.items()):
+                with contextlib.suppress(OSError):
+                    connection.send(BEGINNINGS[name][1])
+                if is_gone(connection):
+                    del open_connections[name]
+            return not open_connections
+
+        poll_until(trickle, waiting_for="the end of every connection", deadline_seconds=60)
+        assert time.monotonic() - began < READ_SECONDS + LINGER_SECONDS
+
+
+def test_a_response_reaches_a_client_that_is_still_sending():
+    """A body above the limit is answered before the connection is closed, and the client can read the response."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as process:
+        for _ in range(20):
+            with process.connect() as connection:
+                connection.sendall(posting(100_000, path=PROCEDURE))
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 429")
