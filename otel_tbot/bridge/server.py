@@ -203,6 +203,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._is_stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._files.reload)
+        self._files.check()
         self._listener.setblocking(False)
         accepting = loop.create_task(self._accept())
         ticking = loop.create_task(self._tick())
