@@ -92,7 +92,7 @@ class CountingService:
         return accepted
 
 
-def a_report():
+def build_report():
     """Returns the bytes of a valid report."""
     return to_report(TbotStart(run_mode="daemon", version="18.4.1")).SerializeToString()
 
@@ -121,7 +121,7 @@ def test_mutated_messages_get_a_documented_response(seed, cases, caplog):
             statuses[answered.status] += 1
             if number % 1000 == 999:
                 before = len(service.events)
-                good = await call(service.application, a_report(), path=PREFIX + PROCEDURE)
+                good = await call(service.application, build_report(), path=PREFIX + PROCEDURE)
                 assert (200, before + 1) == (good.status, len(service.events))
 
     began_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -263,7 +263,7 @@ def send_good(port):
 
 def to_good_stream(path):
     """Returns a valid report as bytes of HTTP."""
-    body = a_report()
+    body = build_report()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Connection: close\r\n\r\n".encode() + body
 
