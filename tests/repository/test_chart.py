@@ -11,7 +11,7 @@ import requests
 import trustme
 import yaml
 
-from otel_tbot import __version__
+from otel_tbot import Outcome, __version__
 from tests.bridge.test_bridge import post
 from tests.repository.test_kubernetes_pages import read_values_of_pages, run
 from tests.support.bridge_process import BridgeProcess
@@ -585,6 +585,19 @@ def test_the_bridge_runs_as_its_pod_starts_it(reporter, otelcol, tmp_path):
     assert 1 == count_records(destination)
 
 
+def test_the_alert_for_the_collector_names_every_outcome_without_acceptance():
+    """Its reasons are the outcomes after which the collector does not have an event."""
+    (expression,) = (
+        rule["expr"]
+        for group in yaml.safe_load(ALERTS.read_text())["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "TbotCollectorUnreachable"
+    )
+    (reasons,) = re.findall(r'reason=~"([^"]+)"', expression)
+
+    assert {outcome.value for outcome in Outcome} - {"off", "accepted"} == set(reasons.split("|"))
+
+
 def wait_for_metrics(url, counter):
     """The metrics at *url*, once they have *counter*."""
     poll_until(lambda: counter in requests.get(url, timeout=60).text, waiting_for=counter)
@@ -616,7 +629,7 @@ def test_every_metric_of_the_alerts_exists(signal, otelcol, tmp_path):
                 exposed += wait_for_metrics(f"http://127.0.0.1:{collector.telemetry_port}/metrics", counter)
     series = [line for line in exposed.splitlines() if line.startswith(tuple(named))]
 
-    assert 8 == len(named)
+    assert 6 == len(named)
     assert named <= {re.match(r"\w+", line)[0] for line in series}
     assert all('exporter="otlp_grpc/gateway"' in line for line in series if line.startswith("otelcol_"))
     assert all('reason="' in line for line in series if line.startswith("otel_tbot_bridge_reports_rejected"))
