@@ -215,6 +215,8 @@ class _Server:
         self._listener.close()
         await self._stop()
         ticking.cancel()
+        # Asked again from here on, when asyncio no longer handles signals, the process would not end with status 0.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()

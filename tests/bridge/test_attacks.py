@@ -59,7 +59,7 @@ class Target:
         return connection
 
     def send(self, data):
-        """Sends *data* on a connection of its own; the bridge may have closed it before the end."""
+        """Sends *data* on a new connection; the bridge may have closed it before the end."""
         connection = self.connect()
         with contextlib.suppress(OSError):
             connection.sendall(data)

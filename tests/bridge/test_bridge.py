@@ -112,7 +112,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS)
-def test_what_the_collector_does_not_accept_is_unavailable(fault):
+def test_an_event_that_the_collector_does_not_accept_is_unavailable(fault):
     """The answer says so, and tells nothing of the collector."""
     with fault() as server:
         environ = environ_of(server, OTEL_TBOT_TIMEOUT="200")
@@ -132,7 +132,7 @@ def test_a_client_s_own_timeout_ends_its_wait():
 
 
 def raw(bridge, request, *, until_closed=True):
-    """Sends bytes; what comes back until the connection is closed, b"" where that is all."""
+    """Sends bytes; returns what comes back until the connection is closed, b"" if nothing does."""
     with bridge.connect() as connection:
         try:
             connection.sendall(request)
@@ -176,7 +176,7 @@ BYTES = {
 }
 
 
-def test_what_is_no_good_report_is_refused_and_a_good_one_still_served():
+def test_bad_requests_are_rejected_and_a_good_one_is_still_served():
     """A Connect error or an HTTP status where the request reaches the application, else a closed connection."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         for name, (status, request) in REQUESTS.items():
@@ -322,7 +322,7 @@ main()
     assert 1 == len(server.requests)
 
 
-def test_health_and_readiness_are_told_apart():
+def test_health_and_readiness_differ():
     """Alive and ready while it serves, whatever the collector does; neither needs the secret path."""
     with refusing_port() as url, BridgeProcess(PATIENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": url}) as bridge:
         assert 200 == requests.get(f"{bridge.url}/healthz", timeout=60).status_code
@@ -355,7 +355,7 @@ def test_sigterm_answers_what_it_holds():
 
 
 def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
-    """Beside a silent collector, with clients that wait, and that say nothing: `unavailable`, and 0."""
+    """With a silent collector, clients that wait and clients that are silent: `unavailable`, and status 0."""
     answers = []
     with silent_server() as server, BridgeProcess(environ_of(server)) as bridge:
         threads = [threading.Thread(target=lambda: answers.append(post(bridge).status_code)) for _ in range(3)]
@@ -391,7 +391,7 @@ def test_only_reports_on_the_secret_path_are_taken(tmp_path):
 
 
 def run_bridge(*arguments, **environ):
-    """The command, where it does not serve; its end."""
+    """Runs the command if it cannot serve; returns its end."""
     return subprocess.run(
         [LAUNCHER[0], "bridge", "--listen", "127.0.0.1:0", *arguments],
         env={"PATH": os.environ["PATH"], **MEASURED, **environ},
@@ -501,7 +501,7 @@ main()
     assert str(local[1]) not in bridge.written
 
 
-def test_its_own_metrics_are_sent_only_where_they_are_asked_for():
+def test_its_own_metrics_are_exported_only_if_asked_for():
     """OTEL_METRICS_EXPORTER=otlp: counts and durations on the bridge's own resource, apart from the events."""
     report = to_report(TbotStart(run_mode="daemon"))
     report.distinct_id = CANARY
@@ -546,8 +546,8 @@ def test_its_own_metrics_are_sent_only_where_they_are_asked_for():
 
 
 @pytest.mark.parametrize("value", ["none", "", "unheard-of", " , none"])
-def test_metrics_that_nobody_can_send_do_not_keep_events_from_their_way(value):
-    """An exporter that is not there is one line; none is none."""
+def test_metrics_that_cannot_be_sent_do_not_delay_events(value):
+    """An exporter that is not installed gives one line; the value none gives nothing."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server, OTEL_METRICS_EXPORTER=value)) as bridge:
         assert 200 == post(bridge).status_code
     rule = "OTEL_METRICS_EXPORTER: no exporter of that name is installed; use otlp, prometheus or none\n"
@@ -558,7 +558,7 @@ def test_metrics_that_nobody_can_send_do_not_keep_events_from_their_way(value):
 
 
 @pytest.mark.parametrize("lifespan", ["on", "off"])
-def test_it_is_an_application_for_a_server_of_one_s_own(lifespan):
+def test_it_is_an_application_for_other_servers(lifespan):
     """`otel_tbot.bridge:app` under uvicorn, with and without a lifespan."""
     with OtlpHttpServer() as server:
         process = BridgeProcess(environ_of(server))
@@ -581,7 +581,7 @@ asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 def test_an_application_that_must_not_run_fails_its_lifespan():
-    """A server of one's own is told at startup why."""
+    """Another server is told the reason at startup."""
     sent = []
 
     async def receive():
@@ -602,7 +602,7 @@ def test_an_application_that_must_not_run_fails_its_lifespan():
         Bridge({"TELEPORT_ANONYMOUS_TELEMETRY": "no"}).start()
 
 
-def test_turned_off_while_it_runs_nothing_leaves_any_more():
+def test_after_consent_is_withdrawn_nothing_is_sent():
     """Consent is asked at every export: the answer is `unavailable`, and no event arrives."""
     environ = {}
 

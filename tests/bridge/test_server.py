@@ -208,7 +208,7 @@ def test_a_collector_that_does_not_accept_is_a_rate_limited_warning():
 
 
 def test_a_wrong_path_again_and_again_is_a_warning(tmp_path):
-    """From ten on; other paths, as scanners ask for, are none."""
+    """From ten on; requests to other paths, as scanners make, are not counted."""
     (tmp_path / "prefix").write_text(SECRETS[0])
     with OtlpHttpServer(Answer()) as server:
         with BridgeProcess(environ_of(server), "--path-prefix-file", str(tmp_path / "prefix")) as bridge:

@@ -1,4 +1,4 @@
-"""The bridge as a user starts it, in a process of its own."""
+"""Starts the bridge as a user does, in another process."""
 
 import os
 import socket
