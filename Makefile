@@ -132,6 +132,7 @@ build/helm: go/helm/go.mod go/helm/go.sum $(wildcard go/helm/*/*.go)
 	@echo "building Helm and kubectl: a few minutes, once"
 	@mkdir -p build
 	cd go/helm && go build -o ../../build/ ./check-operator-objects ./kubectl helm.sh/helm/v4/cmd/helm
+	@touch $@
 
 build/promtool: go/backends/prometheus/go.mod go/backends/prometheus/go.sum
 	@echo "building promtool: a few minutes, once"

@@ -67,6 +67,39 @@ def test_one_value_set_sets_every_value():
     assert not any(read_set("direct")[name] for name in SWITCHES_ON_BY_DEFAULT)
 
 
+# Each of these has no effect while the other value is set.
+OVERRIDDEN = {
+    "image.tag": "image.digest",
+    "collector.image.tag": "collector.image.digest",
+    "bridge.replicas": "autoscaling.enabled",
+}
+
+
+def set_value(values, name, value):
+    """Sets the value that the dotted *name* leads to."""
+    *parents, key = name.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[key] = value
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in chart.read_values() if name not in SWITCHES_ON_BY_DEFAULT])
+def test_every_value_has_an_effect(name, tmp_path):
+    """What Helm renders differs if only this value has its default again."""
+    defaults = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    values = yaml.safe_load((chart.CHART / "ci" / "everything-values.yaml").read_text())
+    rendered = []
+    for reset in ((), (name,)):
+        for other in (*reset, *([OVERRIDDEN[name]] if name in OVERRIDDEN else [])):
+            set_value(values, other, chart.get_value(defaults, other))
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+        finished = chart.render("--values", str(tmp_path / "values.yaml"))
+        assert 0 == finished.returncode, finished.stderr
+        rendered.append(finished.stdout)
+
+    assert rendered[0] != rendered[1]
+
+
 @pytest.mark.parametrize(
     "value",
     [
