@@ -415,6 +415,20 @@ def test_the_collector_sends_what_the_guard_lets_through(value_set, otelcol, tmp
         assert {"Bearer of-a-secret"} == {request.headers["authorization"] for request in destination.requests}
 
 
+def test_an_accepted_report_outlives_the_destination_and_the_collector(otelcol, tmp_path):
+    """With the destination down and the collector killed after it answered, the event arrives once both are back."""
+    dead = {"TBOT_GATEWAY": "http://127.0.0.1:1"}
+    with OtlpGrpcServer() as destination, ChartCollector(otelcol, Release("default"), tmp_path, dead) as collector:
+        with BridgeProcess({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url()}) as bridge:
+            assert 200 == post(bridge).status_code
+        collector.kill()
+        collector.environ["TBOT_GATEWAY"] = destination.url
+        assert collector.start(), collector.log()
+        poll_until(lambda: count_records(destination), waiting_for="the event")
+
+    assert 1 == count_records(destination)
+
+
 def an_export():
     """An OTLP request with a start and another record, both with what identifies a host."""
     counts = [f"tbot.destinations_{kind}" for kind in ("other", "database", "kubernetes", "application")]
