@@ -6,9 +6,9 @@ from connectrpc.compat import google_protobuf_codecs
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.server import ConnectASGIApplication, Endpoint
 
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, PROCEDURE
+from otel_tbot.tbot.http_request import MAX_REQUEST_BYTES
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
-from otel_tbot.tbot.report import parse_report
+from otel_tbot.tbot.report import PROCEDURE, parse_report
 
 _SERVICE, _METHOD = PROCEDURE.strip("/").split("/")
 

@@ -9,13 +9,13 @@ import click
 
 import otel_tbot
 from benchmarks import charts
-from otel_tbot.bridge import application, batching, connection, server
+from otel_tbot.bridge import batching, connection, server
 from otel_tbot.bridge.metrics import METRICS
 from otel_tbot.cli.main import PROGRAM, cli
 from otel_tbot.exporters.records import to_resource
 from otel_tbot.otlp.encoding import HOST_ARCHS, OS_TYPES
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot import connect, http_request
+from otel_tbot.tbot import http_request
 from tools import ROOT
 from tools.pages import to_table
 
@@ -99,10 +99,10 @@ def to_limit_table() -> str:
     """Returns the table of the bridge's limits, from its constants."""
     headers = f"{http_request.MAX_HEADERS}, of {http_request.MAX_HEAD_BYTES // 1024} KiB together"
     rows = (
-        ("A report", f"{connect.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
+        ("A report", f"{http_request.MAX_REQUEST_BYTES // 1024} KiB", "`resource_exhausted`"),
         (
             "A body on any other path",
-            f"{connect.MAX_REQUEST_BYTES // 1024} KiB",
+            f"{http_request.MAX_REQUEST_BYTES // 1024} KiB",
             "HTTP 404, then the connection closes",
         ),
         ("A request's headers", headers, "HTTP 431, then the connection closes"),
@@ -119,7 +119,7 @@ def to_limit_table() -> str:
         ("Connections with TLS", f"{server.MAX_TLS_CONNECTIONS:,}", "the one that has been silent longest is closed"),
         ("Waiting reports", f"{batching.MAX_PENDING:,}", "`resource_exhausted` at once"),
         ("Events in one export", f"{batching.MAX_BATCH}", "the next export takes the rest"),
-        ("Waiting at the end", f"{application.DRAIN_SECONDS:g} seconds", "`unavailable`"),
+        ("Waiting at the end", f"{batching.DRAIN_SECONDS:g} seconds", "`unavailable`"),
     )
     return to_table(("What", "Limit", "Beyond it"), rows)
 

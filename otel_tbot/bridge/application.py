@@ -8,32 +8,23 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from otel_tbot import settings
-from otel_tbot.bridge.batching import BatchSender, FullError
+from otel_tbot.bridge.batching import DRAIN_SECONDS, BatchSender, FullError
 from otel_tbot.bridge.warning_log import WarningLog
 from otel_tbot.consent import CONSENT_VARIABLE, FROM_REPORT, SDK_DISABLED_VARIABLE, is_granted, is_sdk_disabled
 from otel_tbot.delivery import EventSender
 from otel_tbot.errors import OtelTbotError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import (
-    WRONG_PREFIX,
-    ConnectCall,
-    ConnectError,
-    Response,
-    to_error_response,
-    to_response,
-)
+from otel_tbot.tbot.connect import WRONG_PREFIX, ConnectCall, to_error_response, to_response
+from otel_tbot.tbot.http_request import Headers, RequestError, Response
 
 if TYPE_CHECKING:
     from otel_tbot.bridge.metrics import Metrics
-
-DRAIN_SECONDS: Final = 7.5
-"""How long reports may still wait for their responses once the bridge is asked to stop."""
 
 HEALTH_PATH: Final = "/healthz"
 READY_PATH: Final = "/readyz"
@@ -42,8 +33,8 @@ METRICS_PATH: Final = "/metrics"
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
+_METRICS_HEADERS: Final = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
 _FULL: Final = to_error_response("resource_exhausted", "too many reports wait for the collector")
 _CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's own timeout has passed")
 _DAEMON_SECONDS: Final = settings.DAEMON_TIMEOUT_MS / 1000
@@ -90,7 +81,7 @@ class ReportingService:
         """Returns the call that a request begins, whose body is to be read, or the response if it begins none."""
         try:
             return ConnectCall(method, path, headers, path_prefix=self.path_prefix)
-        except ConnectError as error:
+        except RequestError as error:
             return error.response
 
     def submit(self, event: TbotStart, timeout_seconds: float | None) -> asyncio.Future[Outcome] | Response:
@@ -142,7 +133,7 @@ class ReportingService:
                 if not message.get("more_body"):
                     break
             outcome = self.submit(call.finish(), call.timeout_seconds)
-        except ConnectError as error:
+        except RequestError as error:
             return error.response
         if isinstance(outcome, Response):
             return outcome
@@ -188,7 +179,8 @@ class Bridge(ReportingService):
         if path == READY_PATH:
             return Response(200 if self.is_ready else 503)
         if path == METRICS_PATH and self._metrics is not None:
-            return self._metrics.respond()
+            text = self._metrics.read()
+            return Response(200, _METRICS_HEADERS, text) if text else Response(404)
         return super().open_call(method, path, headers)
 
     def count(self, response: Response) -> None:

@@ -22,6 +22,9 @@ MAX_BATCH: Final = 512
 
 MAX_BATCH_BYTES: Final = 512 * 1024
 
+DRAIN_SECONDS: Final = 7.5
+"""How long reports may still wait for their responses once the bridge is asked to stop."""
+
 # The sender keeps the deadline itself. Only if it does not, its call is abandoned, so much later.
 _GRACE_SECONDS: Final = 0.1
 

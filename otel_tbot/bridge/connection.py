@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import Response
-from otel_tbot.tbot.http_request import CONTINUE, Request, RequestParser, to_bytes
+from otel_tbot.tbot.http_request import CONTINUE, Request, RequestParser, Response, to_bytes
 
 if TYPE_CHECKING:
     from otel_tbot.bridge.application import ReportingService

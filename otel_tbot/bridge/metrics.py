@@ -17,7 +17,6 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_tbot._version import __version__
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import Response
 
 if TYPE_CHECKING:
     from otel_tbot.bridge.application import Bridge
@@ -40,7 +39,6 @@ METRICS: Final = {
 
 # Prometheus asks every few seconds; other clients must not make the bridge spend its time on this.
 _CACHE_SECONDS: Final = 1.0
-_CONTENT_TYPE: Final = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
 
 logger = logging.getLogger("otel_tbot")
 
@@ -71,17 +69,17 @@ class Metrics:
         meter.create_observable_gauge(WAITING, [self._observe_waiting], "{report}", METRICS[WAITING])
         self._duration = meter.create_histogram(EXPORT_DURATION, "s", METRICS[EXPORT_DURATION])
 
-    def respond(self) -> Response:
-        """Returns the metrics as Prometheus reads them, at most a second old."""
+    def read(self) -> bytes:
+        """Returns the metrics as Prometheus reads them, at most a second old; b"" without the extra `bridge`."""
         now = time.monotonic()
         if now - self._read_at > _CACHE_SECONDS:
             try:
                 from prometheus_client import REGISTRY, generate_latest
             except ImportError:
-                return Response(404)
+                return b""
             self._text = generate_latest(REGISTRY)
             self._read_at = now
-        return Response(200, _CONTENT_TYPE, self._text)
+        return self._text
 
     def record_export(self, seconds: float, outcome: Outcome) -> None:
         """Records how long the export of a batch took, and its outcome."""

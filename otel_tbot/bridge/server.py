@@ -10,14 +10,16 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from otel_tbot.bridge.application import DRAIN_SECONDS, Bridge
+from otel_tbot.bridge.batching import DRAIN_SECONDS
 from otel_tbot.bridge.certificates import load_tls_context, read_expiry
 from otel_tbot.bridge.connection import READ_SECONDS, STOPPING_SECONDS, Connection
 from otel_tbot.errors import OtelTbotError
+
+if TYPE_CHECKING:
+    from otel_tbot.bridge.application import Bridge
 
 MAX_CONNECTIONS: Final = 4096
 """Above it, the connection that has been silent longest is closed."""
@@ -86,23 +88,22 @@ def read_path_prefix(path: str) -> str:
 
 
 def serve(
+    bridge: "Bridge",
     host: str,
     port: int,
     *,
-    environ: Mapping[str, str],
     path_prefix_file: str = "",
     tls_cert: str = "",
     tls_key: str = "",
     idle_timeout_seconds: float = IDLE_SECONDS,
 ) -> None:
-    """Serves the bridge on *host* and *port* (0: any) until SIGTERM or SIGINT; prints the address when ready.
+    """Serves *bridge* on *host* and *port* (0: any) until SIGTERM or SIGINT; prints the address when ready.
 
     Raises:
         OtelTbotError: a setting or a file is invalid, or the address cannot be listened on.
     """
     if bool(tls_cert) != bool(tls_key):
         raise OtelTbotError("--tls-cert, --tls-key: need each other; give both, or none for HTTP")
-    bridge = Bridge(environ)
     files = _Files(bridge, path_prefix_file, tls_cert, tls_key)
     files.load()
     with _listen(host, port) as listener:
@@ -122,7 +123,7 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Files:
     """The files that are read again when they change: the path prefix, and the certificate with its key."""
 
-    def __init__(self, bridge: Bridge, path_prefix_file: str, tls_cert: str, tls_key: str) -> None:
+    def __init__(self, bridge: "Bridge", path_prefix_file: str, tls_cert: str, tls_key: str) -> None:
         self.tls: ssl.SSLContext | None = None
         self._bridge = bridge
         self._path_prefix_file = path_prefix_file
@@ -183,7 +184,7 @@ class _Files:
 class _Server:
     """Accepts connections, closes those whose clients take too long, and stops in bounded time."""
 
-    def __init__(self, bridge: Bridge, files: _Files, listener: socket.socket, idle_seconds: float) -> None:
+    def __init__(self, bridge: "Bridge", files: _Files, listener: socket.socket, idle_seconds: float) -> None:
         self._bridge = bridge
         self._files = files
         self._listener = listener

@@ -192,15 +192,15 @@ def bridge(
 
     A tbot needs only two variables. A report is acknowledged after the collector accepted its event.
     """
-    from otel_tbot.bridge.application import check_consent
+    from otel_tbot.bridge.application import Bridge, check_consent
     from otel_tbot.bridge.server import parse_address, serve
 
     check_consent(os.environ)
     host, port = parse_address(listen)
     serve(
+        Bridge(os.environ),
         host,
         port,
-        environ=os.environ,
         path_prefix_file=path_prefix_file or "",
         tls_cert=tls_cert or "",
         tls_key=tls_key or "",

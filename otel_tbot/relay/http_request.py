@@ -8,8 +8,8 @@ from typing import Final
 
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import ConnectCall, Response, to_error_response, to_response
-from otel_tbot.tbot.http_request import CONTINUE, Headers, Request, RequestParser, to_bytes
+from otel_tbot.tbot.connect import ConnectCall, to_error_response, to_response
+from otel_tbot.tbot.http_request import CONTINUE, Headers, Request, RequestParser, Response, to_bytes
 
 _PROBE: Final = Response(204)
 _SECOND_REPORT: Final = to_error_response("resource_exhausted", "this relay has already received its one report")

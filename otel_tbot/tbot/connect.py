@@ -11,16 +11,14 @@ Source: Connect protocol, "Unary-Request", "Unary-Response", "Error Codes"; preh
 import hmac
 import zlib
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from otel_tbot.errors import EventError
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
+from otel_tbot.tbot.http_request import MAX_REQUEST_BYTES, RequestError, Response
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from otel_tbot.tbot.report import PROCEDURE, parse_report
-
-MAX_REQUEST_BYTES: Final = 16 * 1024
-"""The largest body, as sent and as unpacked. A report has about 200 bytes."""
 
 WRONG_PREFIX: Final = "wrong_prefix"
 """The reason for rejecting a report that came on another path than it should."""
@@ -37,26 +35,6 @@ _STATUSES: Final = {
     "unavailable": 503,
     "deadline_exceeded": 504,
 }
-
-
-class Response(NamedTuple):
-    """An HTTP response: its status, headers and body.
-
-    `reason` is for counts: "accepted", or why the request was rejected, or "" if it was not a report at all.
-    """
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    body: bytes = b""
-    reason: str = ""
-
-
-class ConnectError(Exception):
-    """Ends a call; the client gets `response`."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
-        self.response = response
 
 
 def to_error_response(code: str, message: str, *, reason: str = "") -> Response:
@@ -96,26 +74,26 @@ class ConnectCall:
     say.
 
     Raises:
-        ConnectError: the request line or a header is not this procedure's; `add` and `finish` raise it for the body.
+        RequestError: the request line or a header is not this procedure's; `add` and `finish` raise it for the body.
     """
 
     def __init__(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], *, path_prefix: str) -> None:
         found = path.encode("utf-8", "surrogateescape")
         prefix = path_prefix.encode()
         if not hmac.compare_digest(found[: len(prefix)], prefix) or path[len(path_prefix) :] != PROCEDURE:
-            raise ConnectError(Response(404, reason=WRONG_PREFIX if path.endswith(PROCEDURE) else ""))
+            raise RequestError(Response(404, reason=WRONG_PREFIX if path.endswith(PROCEDURE) else ""))
         if method != "POST":
-            raise ConnectError(Response(405, ((b"allow", b"POST"),), reason="method_not_allowed"))
+            raise RequestError(Response(405, ((b"allow", b"POST"),), reason="method_not_allowed"))
         fields = dict(headers)
         content_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if content_type not in (_PROTO, _JSON):
             allowed = ((b"accept-post", b", ".join((_PROTO, _JSON))),)
-            raise ConnectError(Response(415, allowed, reason="unsupported_media_type"))
+            raise RequestError(Response(415, allowed, reason="unsupported_media_type"))
         if fields.get(b"connect-protocol-version", b"1") != b"1":
-            raise ConnectError(to_error_response("invalid_argument", "connect-protocol-version: must be 1"))
+            raise RequestError(to_error_response("invalid_argument", "connect-protocol-version: must be 1"))
         encoding = fields.get(b"content-encoding") or b"identity"
         if encoding not in (b"identity", b"gzip"):
-            raise ConnectError(to_error_response("unimplemented", "content-encoding: must be gzip or identity"))
+            raise RequestError(to_error_response("unimplemented", "content-encoding: must be gzip or identity"))
         self.is_json = content_type == _JSON
         self.timeout_seconds = _parse_timeout(fields.get(b"connect-timeout-ms"))
         self._is_gzipped = encoding == b"gzip"
@@ -134,11 +112,11 @@ class ConnectCall:
             report = _parse_json(body) if self.is_json else SubmitTbotEventRequest.FromString(body)
         except Exception:  # noqa: BLE001  # google.protobuf raises several kinds, which quote the input
             message = "the body must be a prehog.v1alpha.SubmitTbotEventRequest"
-            raise ConnectError(to_error_response("invalid_argument", message)) from None
+            raise RequestError(to_error_response("invalid_argument", message)) from None
         try:
             return parse_report(report)
         except EventError as error:
-            raise ConnectError(to_error_response("invalid_argument", str(error))) from None
+            raise RequestError(to_error_response("invalid_argument", str(error))) from None
 
 
 def _parse_timeout(text: bytes | None) -> float | None:
@@ -146,7 +124,7 @@ def _parse_timeout(text: bytes | None) -> float | None:
         return None
     if len(text) > _MAX_TIMEOUT_DIGITS or not text.isdigit():
         rule = f"connect-timeout-ms: must be a whole number of up to {_MAX_TIMEOUT_DIGITS} digits"
-        raise ConnectError(to_error_response("invalid_argument", rule))
+        raise RequestError(to_error_response("invalid_argument", rule))
     return int(text) / 1000
 
 
@@ -159,7 +137,7 @@ def _unpack(body: bytes) -> bytes:
     if len(unpacked) > MAX_REQUEST_BYTES:
         raise _too_large()
     if not unpacker.eof or unpacker.unused_data:
-        raise ConnectError(to_error_response("invalid_argument", "the body must be one complete gzip member"))
+        raise RequestError(to_error_response("invalid_argument", "the body must be one complete gzip member"))
     return unpacked
 
 
@@ -169,5 +147,5 @@ def _parse_json(body: bytes) -> SubmitTbotEventRequest:
     return Parse(body, SubmitTbotEventRequest(), ignore_unknown_fields=True)
 
 
-def _too_large() -> ConnectError:
-    return ConnectError(to_error_response("resource_exhausted", f"the body may have {MAX_REQUEST_BYTES} bytes"))
+def _too_large() -> RequestError:
+    return RequestError(to_error_response("resource_exhausted", f"the body may have {MAX_REQUEST_BYTES} bytes"))

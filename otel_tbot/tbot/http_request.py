@@ -6,12 +6,16 @@ report needs, on whatever path it comes.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 
-from otel_tbot.event import TbotStart
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, ConnectCall, ConnectError, Response
+if TYPE_CHECKING:
+    from otel_tbot.event import TbotStart
+    from otel_tbot.tbot.connect import ConnectCall
+
+MAX_REQUEST_BYTES: Final = 16 * 1024
+"""The largest body, as sent and as unpacked. A report has about 200 bytes."""
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_HEADERS: Final = 64
@@ -25,11 +29,33 @@ _PROTOCOL_HEADERS: Final = (
     *(b"content-type", b"content-encoding", b"connect-protocol-version", b"connect-timeout-ms"),
     *(b"content-length", b"transfer-encoding", b"expect"),
 )
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Response(NamedTuple):
+    """An HTTP response: its status, headers and body.
+
+    `reason` is for counts: "accepted", or why the request was rejected, or "" if it was not a report at all.
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+    reason: str = ""
+
+
 _BAD_REQUEST: Final = Response(400)
 _TOO_LARGE: Final = Response(413)
 _TOO_LARGE_HEAD: Final = Response(431)
 
-Headers = Sequence[tuple[bytes, bytes]]
+
+class RequestError(Exception):
+    """Ends a request; the client gets `response`."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
 
 
 class Request(NamedTuple):
@@ -40,7 +66,7 @@ class Request(NamedTuple):
     is closed.
     """
 
-    event: TbotStart | None
+    event: "TbotStart | None"
     response: Response | None
     is_json: bool
     timeout_seconds: float | None
@@ -52,12 +78,12 @@ class RequestParser:
     """Collects the requests of one connection in `requests`, in the order in which they arrived.
 
     *open_call* is called with method, path and the headers that matter once a request's headers are complete. It
-    returns the call, or a response, or raises ConnectError. After *max_requests* that are not taken out of `requests`,
+    returns the call, or a response, or raises RequestError. After *max_requests* that are not taken out of `requests`,
     and after every error, the last request says that it is the last, and the rest of the input is ignored.
     """
 
     def __init__(
-        self, open_call: Callable[[str, str, Headers], ConnectCall | Response], *, max_requests: int = 1
+        self, open_call: "Callable[[str, str, Headers], ConnectCall | Response]", *, max_requests: int = 1
     ) -> None:
         self.requests: deque[Request] = deque()
         self.is_in_request = False
@@ -101,7 +127,7 @@ class RequestParser:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_count = self._head_bytes = self._body_bytes = 0
-        self._call: ConnectCall | Response | None = None
+        self._call: "ConnectCall | Response | None" = None
 
     def _finish(self, response: Response) -> None:
         """Rejects the request that is being read, and ends the input with it."""
@@ -148,7 +174,7 @@ class RequestParser:
         path = raw.decode("ascii", "surrogateescape")
         try:
             self._call = self._open_call(method, path, self._headers)
-        except ConnectError as error:
+        except RequestError as error:
             self._call = error.response
         if self._parser.should_upgrade():
             return  # `feed` starts it again
@@ -163,13 +189,14 @@ class RequestParser:
     def on_body(self, piece: bytes) -> None:
         """Adds a piece of the body, or discards it if the request is rejected."""
         self._body_bytes += len(piece)
-        if isinstance(self._call, ConnectCall):
-            try:
-                self._call.add(piece)
-            except ConnectError as error:
-                self._stop(error.response)
-        elif self._body_bytes > MAX_REQUEST_BYTES:
-            self._stop(_TOO_LARGE)
+        if self._call is None or isinstance(self._call, Response):
+            if self._body_bytes > MAX_REQUEST_BYTES:
+                self._stop(_TOO_LARGE)
+            return
+        try:
+            self._call.add(piece)
+        except RequestError as error:
+            self._stop(error.response)
 
     def on_message_complete(self) -> None:
         """Adds the request to `requests`."""
@@ -177,14 +204,14 @@ class RequestParser:
             return  # `feed` starts it again
         is_last = not self._parser.should_keep_alive() or len(self.requests) + 1 >= self._max_requests
         event, response, is_json, timeout_seconds = None, None, False, None
-        if isinstance(self._call, ConnectCall):
+        if self._call is None or isinstance(self._call, Response):
+            response = self._call
+        else:
             is_json, timeout_seconds = self._call.is_json, self._call.timeout_seconds
             try:
                 event = self._call.finish()
-            except ConnectError as error:
+            except RequestError as error:
                 response = error.response
-        else:
-            response = self._call
         self.requests.append(Request(event, response, is_json, timeout_seconds, is_last, is_complete=True))
         self.is_in_request = self.wants_continue = False
         self.is_finished = is_last

@@ -12,8 +12,7 @@ import trustme
 
 from otel_tbot.bridge.connection import MAX_UNANSWERED, READ_SECONDS, WRITE_SECONDS
 from otel_tbot.bridge.server import MAX_CONNECTIONS, MAX_TLS_CONNECTIONS
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES
-from otel_tbot.tbot.http_request import MAX_HEAD_BYTES
+from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_REQUEST_BYTES
 from tests.bridge.test_bridge import HEAD, a_report, environ_of
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.polling import poll_until

@@ -18,8 +18,7 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from otel_tbot import __version__
 from otel_tbot.bridge.application import Bridge, BridgeError
 from otel_tbot.event import TbotStart
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES
-from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_HEADERS
+from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_BYTES
 from otel_tbot.tbot.report import to_report
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.polling import poll_until

@@ -7,7 +7,8 @@ from google.protobuf.json_format import MessageToJson
 
 from otel_tbot.event import TbotStart
 from otel_tbot.outcome import Outcome
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, ConnectCall, ConnectError, to_error_response, to_response
+from otel_tbot.tbot.connect import ConnectCall, to_error_response, to_response
+from otel_tbot.tbot.http_request import MAX_REQUEST_BYTES, RequestError
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest, SubmitTbotEventResponse
 from otel_tbot.tbot.report import to_report
 from tests.support.asgi import PROTO
@@ -40,7 +41,7 @@ class Caller:
                 call.add(body[first : first + chunk_bytes])
             self.events.append(call.finish())
             response = to_response(self._outcome, is_json=call.is_json)
-        except ConnectError as error:
+        except RequestError as error:
             response = error.response
         return response.status, response.body
 

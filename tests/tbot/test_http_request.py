@@ -3,8 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_tbot.event import TbotStart
-from otel_tbot.tbot.connect import MAX_REQUEST_BYTES, ConnectCall, Response
-from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_HEADERS, RequestParser, to_bytes
+from otel_tbot.tbot.connect import ConnectCall
+from otel_tbot.tbot.http_request import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_REQUEST_BYTES,
+    RequestParser,
+    Response,
+    to_bytes,
+)
 from otel_tbot.tbot.report import PROCEDURE, to_report
 
 BODY = to_report(TbotStart(run_mode="daemon", version="18.4.1")).SerializeToString()
