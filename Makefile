@@ -8,8 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILDER_VERSION := v0.161.0
+ACTIONLINT_VERSION := v1.7.12
 # Go keeps its caches in the user's folder; build/ has only the programs.
 COLLECTOR := build/collector/otelcol
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' otel_tbot/_version.py)
 
 .PHONY: help
 help: ## List the targets
@@ -65,15 +67,35 @@ proof: $(VENV)/.developed reporter ## Test every promise of docs/privacy.md with
 	@$(BIN)/python -m tests.proof --numprocesses=3 --dist=worksteal $(PROOF)
 
 .PHONY: check
-check: lint types docs-check ## Run linters and the type checker, and compare generated files with the code
+check: lint lint-hosting types docs-check ## Run linters and the type checker, and compare generated files with the code
 
 .PHONY: lint
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell --skip '*.sum,*.mod' *.md docs otel_tbot tests tools benchmarks collector-config deploy semantic-conventions
+	$(BIN)/codespell *.md .github docs otel_tbot tests tools benchmarks collector-config deploy semantic-conventions
+	$(BIN)/check-toml pyproject.toml
 	$(BIN)/python -m tools.check_wording
-	$(BIN)/yamllint --strict collector-config deploy semantic-conventions .pre-commit-config.yaml .yamllint
+	$(BIN)/yamllint --strict .github collector-config deploy semantic-conventions .pre-commit-config.yaml .yamllint
+
+# Checks what a hosting service reads. zizmor looks nothing up.
+.PHONY: lint-hosting
+lint-hosting: $(VENV)/.developed $(if $(shell command -v go),build/bin/actionlint)
+	$(BIN)/zizmor --offline --quiet --persona=pedantic --strict-collection --collect=all .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/pre-commit validate-config
+	@if [ -x build/bin/actionlint ]; then build/bin/actionlint; \
+	elif [ "$${OTEL_TBOT_REQUIRE_COLLECTOR:-}" = 1 ]; then echo "actionlint was not built: install Go" >&2; exit 1; \
+	else echo "Go is not installed: actionlint is left out"; fi
+
+# Its package on PyPI downloads the program from elsewhere.
+build/bin/actionlint: Makefile
+	@mkdir -p build/bin
+	GOBIN="$$PWD/build/bin" go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
+	@touch $@
 
 .PHONY: types
 types: $(VENV)/.developed
@@ -166,6 +188,28 @@ build: $(VENV)/.packaged ## Build the sdist, and the wheel from it, into dist/, 
 .PHONY: test-install
 test-install: build $(VENV)/.developed ## Install the wheel into empty environments, with and without extras, and use it
 	$(BIN)/python -m pytest tests/repository/check_install.py
+
+.PHONY: release-check
+release-check: build ## Rehearse a release: use the wheel on each Python found, and compare version, changelog and content; TAG=vX.Y.Z for a real one
+	$(PYTHON) -m tools.release_check $(TAG)
+
+CONTAINER ?= docker
+IMAGE ?= registry.example/otel-tbot
+
+.PHONY: image
+image: ## Build the container image of the bridge with Docker, or with CONTAINER=podman
+	$(CONTAINER) build --file deploy/Containerfile --tag $(IMAGE):$(VERSION) .
+
+.PHONY: image-push
+image-push: ## Build the image, push it to IMAGE=registry/name, and print its digest
+	$(MAKE) --no-print-directory image >&2
+	$(CONTAINER) push $(IMAGE):$(VERSION) >&2
+	@digest=$$($(CONTAINER) inspect --format '{{index .RepoDigests 0}}' $(IMAGE):$(VERSION)); echo "digest=$${digest#*@}"
+
+.PHONY: system-packages
+system-packages: ## As root on Debian or Ubuntu: install the programs that tests need and pip cannot install
+	@missing=$$(for program in strace chromium; do command -v $$program >/dev/null || echo $$program; done); \
+	if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; fi
 
 .PHONY: test-lowest
 test-lowest: ## Run the tests of `make test` with the lowest versions that pyproject.toml declares

@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from otel_tbot import __version__
 from tests.support.checkout import ROOT
+from tools.release_check import find_content_errors, find_version_errors
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -62,6 +63,52 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert {"py", "pyi", "proto", "typed"} == kinds
     # An installer replaces this line by the interpreter's path, and writes no wrapper for a script.
     assert script.startswith(b"#!python\n")
+
+
+def test_the_wheel_holds_what_the_list_says(built, tmp_path):
+    """tools/wheel_content.txt lists every file of the wheel; a file too many and a file too few are errors."""
+    wheel = built / f"{NAME}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as held, zipfile.ZipFile(tmp_path / "other.whl", "w") as other:
+        for name in held.namelist():
+            if name != "otel_tbot/event.py":
+                other.writestr(name, held.read(name))
+        other.writestr("otel_tbot/secret.key", b"")
+
+    assert not find_content_errors(wheel, __version__)
+    assert [
+        "tools/wheel_content.txt: does not list otel_tbot/secret.key; add it if it belongs in the wheel",
+        "tools/wheel_content.txt: lists otel_tbot/event.py, which is not in the wheel",
+    ] == find_content_errors(tmp_path / "other.whl", __version__)
+
+
+def test_the_changelog_has_the_version():
+    """The newest part is that of the version, and begins with what is newly sent."""
+    assert not find_version_errors(__version__, read("CHANGELOG.md"))
+
+
+@pytest.mark.parametrize(
+    ("version", "title", "tag", "error"),
+    [
+        ("1.2.3", "1.2.3 - unreleased", "", ""),
+        ("1.2.3", "1.2.3 - 2027-01-31", "v1.2.3", ""),
+        ("1.3.0.dev0", "Unreleased", "", ""),
+        ("1.2.3", "1.2.3 - unreleased", "v1.2.3", "write the date of the release"),
+        ("1.2.3", "1.2.3 - soon", "", "must be `## 1.2.3 - DATE`"),
+        ("1.2.3", "1.2.2 - 2027-01-31", "", "must be `## 1.2.3 - DATE`"),
+        ("1.2.3", "Unreleased", "", "must be `## 1.2.3 - DATE`"),
+        ("1.3.0.dev0", "1.2.3 - 2027-01-31", "", "must be `## Unreleased`"),
+        ("1.2.3", "1.2.3 - 2027-01-31", "v1.2.4", "v1.2.4: must be v1.2.3"),
+        ("1.3.0.dev0", "Unreleased", "v1.3.0", "v1.3.0: must be v1.3.0.dev0"),
+    ],
+)
+def test_a_release_needs_version_date_and_tag_that_agree(version, title, tag, error):
+    """A rehearsal accepts the placeholder instead of the date, a release does not, and a tag names the version."""
+    changelog = f"# Changelog\n\n## {title}\n\n### Telemetry\n\nNo change in what is sent.\n"
+    errors = find_version_errors(version, changelog, tag)
+
+    assert bool(error) == bool(errors)
+    assert not error or error in errors[0]
+    assert len(errors) + 1 == len(find_version_errors(version, changelog.replace("Telemetry", "Added"), tag))
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(built):
