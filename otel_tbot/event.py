@@ -128,7 +128,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         key="tbot.destinations_other",
         type="int",
         field="destinations_other",
-        brief="Destinations associated with none of the three services below.",
+        brief="Destinations associated with none of the Database, Kubernetes and Application Services.",
         is_required=True,
     ),
     Attribute(

@@ -11,7 +11,7 @@ from typing import Final
 
 from otel_tbot.event import ATTRIBUTES, MAX_COUNT, OTHER, Attribute
 from otel_tbot.settings import SETTINGS
-from tools import ROOT, chart, dashboards, reference, scale
+from tools import ROOT, chart, dashboards, reference, registry_page, scale
 from tools.guard import GUARD, renew_guard
 from tools.pages import read_pages, to_table
 from tools.panels import EXPECTED
@@ -98,6 +98,9 @@ def to_setting_table() -> str:
 
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "attributes": to_attribute_table,
+    "registry attributes": registry_page.to_attributes,
+    "registry event": registry_page.to_event,
+    "registry span": registry_page.to_span,
     "settings": to_setting_table,
     "resource": reference.to_resource_table,
     "commands": reference.to_command_sections,

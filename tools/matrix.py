@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def find_interpreter(version: str) -> str:
-    """Returns the path of a CPython of *version*, "" if there is none."""
+    """Returns the path of a CPython of *version*, "" if it is not installed."""
     for path in list_candidates(version):
         command = [path, "-c", "import sys; print(sys.implementation.name, *sys.version_info[:2], sep='.')"]
         try:

@@ -1,6 +1,7 @@
 """Writes the event in the schema of OpenTelemetry's semantic-conventions registry, for `make docs`.
 
-Source of the schema: open-telemetry/weaver, schemas/semconv-syntax.md and semconv.schema.json.
+Source of the schema: open-telemetry/weaver, schemas/semconv-syntax.md and semconv.schema.json. Source of the rules for
+names: open-telemetry/semantic-conventions, policies/.
 """
 
 import json
@@ -16,6 +17,7 @@ groups:
 """
 STABILITY = "development"
 NAMESPACE = "tbot."
+SPAN_KIND = "internal"
 EXAMPLES: dict[str, list[str]] = {
     "tbot.version": ["18.4.1", "19.0.0-beta.2", OTHER],
     "tbot.helper": ["gha:teleport-actions/auth", OTHER],
@@ -25,12 +27,13 @@ EXAMPLES: dict[str, list[str]] = {
 _LINE_CHARACTERS = 116
 _BRIEF = "tbot was started. Sent at most once per start, and only if its user opted in."
 _NOTE = (
-    "The resource is service.name (always tbot), telemetry.sdk.* and, only if the event is made on the machine that "
-    "tbot runs on, os.type and host.arch; nothing else. Times are whole seconds by the clock of the sending process. "
+    "The resource is `service.name` (always `tbot`), `telemetry.sdk.*` and, only if the event is made on the machine "
+    "that tbot runs on, `os.type` and `host.arch`; nothing else. Times are whole seconds by the clock of the sending "
+    "process. "
 )
 _SIGNAL_NOTES = {
-    "event": "The record has severity INFO, the body tbot.start, and no trace context.",
-    "span": "For pipelines that carry only spans: a root span of 1 microsecond, whose ids are made of session.id.",
+    "event": "The record has severity INFO, the body `tbot.start`, and no trace context.",
+    "span": "For pipelines that carry only spans: a root span of 1 microsecond, whose ids are made of `session.id`.",
 }
 
 
@@ -48,9 +51,9 @@ def to_registry() -> str:
         lines += _to_definition(attribute)
     for kind, note in _SIGNAL_NOTES.items():
         lines += [
-            f"  - id: {kind}.{EVENT_NAME}",
+            f"  - id: {kind}.{EVENT_NAME}" + (f".{SPAN_KIND}" if kind == "span" else ""),
             f"    type: {kind}",
-            f"    name: {EVENT_NAME}" if kind == "event" else "    span_kind: internal",
+            f"    name: {EVENT_NAME}" if kind == "event" else f"    span_kind: {SPAN_KIND}",
             f"    stability: {STABILITY}",
             *_to_text("brief", _BRIEF, 4),
             *_to_text("note", _NOTE + note, 4),
@@ -69,6 +72,8 @@ def _to_definition(attribute: Attribute) -> Iterator[str]:
         for value in (*attribute.values, *((OTHER,) if attribute.may_be_other else ())):
             yield f"            - id: {value.strip('_').lower().replace('-', '_')}"
             yield f"              value: {json.dumps(value)}"
+            if value == OTHER:
+                yield "              brief: Any other value."
             yield f"              stability: {STABILITY}"
     else:
         yield f"        type: {attribute.type}"

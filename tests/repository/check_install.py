@@ -7,6 +7,7 @@ Not part of `make test`: run it by `make test-install`, or with the wheel in dis
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ class Environment:
         assert status == finished.returncode, finished.stdout + finished.stderr
         return finished
 
+    @contextmanager
+    def start_bridge(self, **environ):
+        """Runs the bridge on a free port, and ends it; its address."""
+        command = [self._folder / "venv" / "bin" / "otel-tbot", "bridge", "--listen", "127.0.0.1:0"]
+        with subprocess.Popen(command, env=environ, cwd=self._folder, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield process.stdout.readline().split()[-1]
+            finally:
+                process.terminate()
+
     def has(self, module):
         """Returns whether *module* can be imported there."""
         return self.run("python", "-c", IMPORT, module).stdout == "True\n"
@@ -111,6 +122,15 @@ print(urllib.request.urlopen(request).status)
 """
 
 
+GET_STATUS = """
+import sys, urllib.error, urllib.request
+try:
+    print(urllib.request.urlopen(sys.argv[1]).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
 def test_run_and_the_commands_need_no_extra(installed):
     """`run` delivers its command's report, `emit` delivers, and `preview` prints a request."""
     _, environment = installed
@@ -126,11 +146,14 @@ def test_run_and_the_commands_need_no_extra(installed):
 
 
 def test_only_the_metrics_of_the_bridge_need_an_extra(installed):
-    """The bridge gets as far as its own checks whatever the extra, and no extra brings another server."""
+    """The bridge delivers a report whatever the extra, its metrics need one, and no extra brings another server."""
     extra, environment = installed
-    finished = environment.run("otel-tbot", "bridge", status=2, TELEPORT_ANONYMOUS_TELEMETRY="0")
+    with OtlpHttpServer() as server, environment.start_bridge(OTEL_EXPORTER_OTLP_ENDPOINT=server.url) as url:
+        reported = environment.run("python", "-c", REPORT, TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS=url)
+        metrics = environment.run("python", "-c", GET_STATUS, f"{url}/metrics")
 
-    assert finished.stderr.startswith("otel-tbot: bridge: TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a value")
+    assert ("200\n", 1) == (reported.stdout, len(server.requests))
+    assert ("200\n" if extra == "[bridge]" else "404\n") == metrics.stdout
     assert (extra == "[bridge]") == environment.has("opentelemetry.exporter.prometheus")
     assert not environment.has("uvicorn")
 

@@ -12,6 +12,11 @@ that we do not use. The rules and their sources, in open-telemetry/weaver at the
 - a requirement level is required, recommended, opt_in, or conditionally_required with its condition
 - ids are unique, a reference leads to a definition, here or in the registry that the manifest depends on
 - a manifest has a schema URL that ends in a version, a stability, and dependencies with a schema URL each
+
+find_policy_errors states the policies that OpenTelemetry applies to its own registry, in the folder policies/ of
+open-telemetry/semantic-conventions at the commits 038c92c7c932 (yaml_schema.rego), 09cb3cf21934 (registry.rego),
+03a584f1adac (attribute_name_collisions.rego), 040f979a2ccd (group_stability.rego), c9462e8702d8
+(unbounded_attributes.rego) and 4a988c90a710 (reference_attributes.rego). The schema covers brief.rego.
 """
 
 import copy
@@ -109,6 +114,81 @@ def test_the_schema_rejects_each_error(path, value):
     assert not is_valid(set_value(GROUPS, path, value))
 
 
+STABILITY_RANKS = {"development": 1, "alpha": 2, "beta": 3, "release_candidate": 4, "stable": 5}
+
+
+def find_policy_errors(groups):
+    """Returns the policies that *groups* break, by the name of the policy's file."""
+    attributes = [one for group in groups["groups"] for one in group["attributes"]]
+    ranks = {one["id"]: STABILITY_RANKS[one["stability"]] for one in attributes if "id" in one}
+    names = {get_key(one) for one in attributes}
+    errors = {error for group in groups["groups"] for error in find_policy_errors_of_group(group, ranks)}
+    for name in names:
+        if not re.fullmatch("[a-z][a-z0-9]*([._][a-z0-9]+)*", name) or "." not in name:
+            errors.add("yaml_schema")
+        if any(other.startswith(f"{name}.") for other in names):
+            errors.add("attribute_name_collisions")
+        if name.endswith("_ref") and name.removesuffix("_ref") not in names:
+            errors.add("reference_attributes")
+    return sorted(errors)
+
+
+def find_policy_errors_of_group(group, ranks):
+    """Yields the policies that one group breaks; *ranks* are the stabilities of the defined attributes."""
+    keys = [get_key(one) for one in group["attributes"]]
+    form = {
+        "event": f"event.{group.get('name')}",
+        "span": rf"span\.[a-z0-9_.]+\.{group.get('span_kind')}",
+        "attribute_group": r"registry\..+",
+    }[group["type"]]
+    if not re.fullmatch(form, group["id"]) or "prefix" in group or "event.name" in keys:
+        yield "yaml_schema"
+    if any(("id" in one) != group["id"].startswith("registry.") for one in group["attributes"]):
+        yield "registry"
+    if len(keys) != len(set(keys)):
+        yield "attribute_name_collisions"
+    rank = STABILITY_RANKS[group.get("stability", "development")]
+    if any(
+        rank > ranks.get(get_key(one), 1) for one in group["attributes"] if one.get("requirement_level") != "opt_in"
+    ):
+        yield "group_stability"
+    if any(one.get("annotations", {}).get("value", {}).get("unbounded_size") for one in group["attributes"]):
+        yield "unbounded_attributes"
+
+
+def get_key(attribute):
+    """Returns the key that *attribute* defines or refers to."""
+    return attribute.get("id") or attribute["ref"]
+
+
+BROKEN_POLICIES = {
+    "an event whose id is not its name's": (("groups", 1, "id"), "event.tbot.started", "yaml_schema"),
+    "a span whose id does not end in its kind": (("groups", 2, "id"), "span.tbot.start", "yaml_schema"),
+    "an attribute without a namespace": ((*FIRST, "id"), "run_mode", "yaml_schema"),
+    "an attribute that begins with a digit": ((*FIRST, "id"), "1tbot.run_mode", "yaml_schema"),
+    "the event's name as an attribute": (("groups", 1, "attributes", 0, "ref"), "event.name", "yaml_schema"),
+    "a prefix": (("groups", 0, "prefix"), "tbot", "yaml_schema"),
+    "a definition outside of the registry": (("groups", 1, "attributes", 0), DEFINED["attributes"][0], "registry"),
+    "a reference in the registry": (("groups", 0, "attributes", 0), {"ref": "session.id"}, "registry"),
+    "an attribute that is a namespace": ((*FIRST, "id"), "tbot.version.major", "attribute_name_collisions"),
+    "an attribute twice": (("groups", 1, "attributes", 0, "ref"), "tbot.version", "attribute_name_collisions"),
+    "an event more stable than its attributes": (("groups", 1, "stability"), "stable", "group_stability"),
+    "an unbounded value": ((*FIRST, "annotations"), {"value": {"unbounded_size": True}}, "unbounded_attributes"),
+    "a reference to nothing": ((*FIRST, "id"), "tbot.config_ref", "reference_attributes"),
+}
+
+
+def test_the_file_follows_the_policies():
+    """OpenTelemetry's policies for its own registry hold for this one."""
+    assert [] == find_policy_errors(GROUPS)
+
+
+@pytest.mark.parametrize(("path", "value", "policy"), BROKEN_POLICIES.values(), ids=BROKEN_POLICIES)
+def test_each_broken_policy_is_found(path, value, policy):
+    """Breaking each policy once is reported."""
+    assert policy in find_policy_errors(set_value(GROUPS, path, value))
+
+
 def test_ids_are_unique_and_references_are_defined():
     """No id occurs twice, every reference is defined here or by OpenTelemetry, and every definition is used."""
     ids = [group["id"] for group in GROUPS["groups"]] + [attribute["id"] for attribute in DEFINED["attributes"]]
@@ -164,6 +244,28 @@ def test_the_resource_is_of_opentelemetry_s_own_attributes():
     assert set(OS_TYPES.values()) <= {member.value for member in os_attributes.OsTypeValues}
     named = {re.sub(r"^telemetry[.]sdk[.].*", "telemetry.sdk.*", key) for key in to_resource(is_local=True).attributes}
     assert all(key in group["note"] for key in named for group in (EVENT, SPAN))
+
+
+def test_the_page_shows_the_registry():
+    """Each attribute, value, example and requirement level of the registry is on the generated page."""
+    page = (ROOT / "docs" / "reference" / "registry.md").read_text(encoding="utf-8")
+    attributes, event, span = re.split("^## (?:Event|Span): ", page, flags=re.MULTILINE)
+
+    for key, defined in DEFINITIONS.items():
+        (row,) = re.findall(rf"^\| <a id=[^>]+>`{key}`</a> \|(.+)\|$", attributes, re.MULTILINE)
+        assert [f"`{example}`" for example in defined["examples"] if f"`{example}`" not in row] == []
+        assert defined["brief"] in row
+        if isinstance(defined["type"], dict):
+            values = attributes.partition(f'<a id="{re.sub("[._]", "-", key)}-values">')[2].partition("\n---\n")[0]
+            assert [member["value"] for member in defined["type"]["members"]] == re.findall(
+                r"^\| `([^`]+)` \|", values, re.MULTILINE
+            )
+    for section, group in ((event, EVENT), (span, SPAN)):
+        levels = dict(re.findall(r"^\| `([a-z_.]+)` \| Development \| `([A-Za-z ]+)`", section, re.MULTILINE))
+        assert {
+            reference["ref"]: "Required" if reference["requirement_level"] == "required" else "Conditionally Required"
+            for reference in group["attributes"]
+        } == levels
 
 
 def test_the_manifest_names_a_registry_and_what_it_depends_on():
