@@ -231,10 +231,18 @@ class Attack:
 DOCUMENTED_STATUSES = {0, 200, *PLAIN, *(HTTP_STATUS[code] for code in CODES)}
 
 
+# All that a client can make a bridge write: a count and a fixed text, not often.
+LOGGED = re.compile(
+    r"\d+ reports (came on a wrong path; check the path in the address that these tbots were given|"
+    r"were answered `unavailable`, because the collector did not accept their events: timed out)"
+)
+MAX_LOGGED = 50
+
+
 @pytest.mark.promise("hostile.bridge")
 @pytest.mark.parametrize("seed", draw_seeds(4))
 def test_mutated_bytes_do_not_disturb_a_bridge(seed, cases):
-    """Over TCP: documented responses or a closed connection, bounded memory, an empty log; valid reports arrive."""
+    """Over TCP: documented responses or a closed connection, bounded memory and log; valid reports arrive."""
     count = 4000
     with OtlpHttpServer() as server:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "10000"}
@@ -250,7 +258,8 @@ def test_mutated_bytes_do_not_disturb_a_bridge(seed, cases):
     assert set(attack.statuses) <= DOCUMENTED_STATUSES
     assert {0, 200, 400, 404, 405, 415} <= set(attack.statuses)
     assert after_kib - before_kib < 32 * 1024
-    assert "" == bridge.written
+    assert [] == [line for line in bridge.written.splitlines() if not LOGGED.fullmatch(line)]
+    assert bridge.written.count("\n") <= MAX_LOGGED
     cases.add(count)
 
 
