@@ -40,6 +40,7 @@ _CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's ow
 _DAEMON_SECONDS: Final = settings.DAEMON_TIMEOUT_MS / 1000
 
 _NOT_ACCEPTED: Final = "reports were answered `unavailable`, because the collector did not accept their events"
+_NOT_ACCEPTED_REMEDY: Final = "run `otel-tbot doctor` with the same settings to see why"
 _WRONG_PATH: Final = "reports came on a wrong path; check the path in the address that these tbots were given"
 _MANY_WRONG_PATHS: Final = 10
 
@@ -152,6 +153,8 @@ class Bridge(ReportingService):
     def __init__(self, environ: Mapping[str, str] = os.environ, *, path_prefix: str = "") -> None:
         super().__init__(self._submit_to_batch, path_prefix=path_prefix)
         self.is_ready = False
+        self.client_certificate = ("", "")
+        """The variable and the file of the certificate that the collector sees, both "" without one."""
         self._environ = environ
         self._batches: BatchSender | None = None
         self._metrics: "Metrics | None" = None
@@ -200,6 +203,8 @@ class Bridge(ReportingService):
         sender.check()
         for warning in sender.config.warnings:
             logger.warning(warning)
+        if sender.config.is_tls:
+            self.client_certificate = settings.CLIENT_CERTIFICATE.find(self._environ, sender.config.signal)
         self._one_shot_seconds = min(sender.config.timeout_seconds, _DAEMON_SECONDS)
         self._batches = BatchSender(sender, on_export=self._on_export)
         # Here, because a process that never starts a bridge must not import OpenTelemetry's SDK.
@@ -228,7 +233,7 @@ class Bridge(ReportingService):
         if self._metrics is not None:
             self._metrics.record_export(seconds, outcome)
         if outcome is not Outcome.ACCEPTED:
-            self._warnings.add(f"{_NOT_ACCEPTED}: {outcome.value}", count)
+            self._warnings.add(f"{_NOT_ACCEPTED} ({outcome.value}); {_NOT_ACCEPTED_REMEDY}", count)
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         while True:

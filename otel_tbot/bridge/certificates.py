@@ -7,10 +7,7 @@ from typing import Final
 
 from otel_tbot.errors import OtelTbotError
 
-# asyncio gives each TLS connection a buffer of this size, 256 KiB, before the client has sent anything: 1,024 silent
-# clients took 280 MiB. Reports are small, and so is a TLS record. A test holds the memory on each Python.
-SSLProtocol.max_size = 16 * 1024
-
+_BUFFER_BYTES: Final = 16 * 1024
 _UTC_TIME: Final = 0x17
 _VERSION: Final = 0xA0
 _LONG_LENGTH: Final = 0x80
@@ -18,6 +15,20 @@ _LONG_LENGTH: Final = 0x80
 
 class _EncryptedKeyError(Exception):
     """Says that a key has a passphrase."""
+
+
+def shrink_tls_buffers() -> bool:
+    """Makes asyncio's buffers for TLS connections small, for this process; returns whether that has an effect.
+
+    asyncio gives each TLS connection a buffer of 256 KiB before the client has sent anything: 1,024 silent clients took
+    280 MiB. Reports are small, and so is a TLS record. The size is an attribute that asyncio does not document. In a
+    Python without it, or whose buffer does not have that size, the caller must allow fewer connections.
+    """
+    create = getattr(SSLProtocol.__init__, "__code__", None)
+    if not hasattr(SSLProtocol, "max_size") or create is None or not {"max_size", "bytearray"} <= set(create.co_names):
+        return False
+    SSLProtocol.max_size = _BUFFER_BYTES
+    return True
 
 
 def load_tls_context(cert_path: str, key_path: str) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -37,6 +38,9 @@ METRICS: Final = {
     EXPORT_DURATION: "Seconds that the export of a batch took, by `outcome`.",
 }
 
+# Source: OpenTelemetry's environment variables, "Prometheus Exporter".
+_PROMETHEUS_PORT: Final = 9464
+
 # Prometheus asks every few seconds; other clients must not make the bridge spend its time on this.
 _CACHE_SECONDS: Final = 1.0
 
@@ -52,9 +56,8 @@ class Metrics:
     def __init__(self, bridge: "Bridge", environ: Mapping[str, str]) -> None:
         self._bridge = bridge
         names = {name.strip() for name in environ.get(EXPORTER_VARIABLE, "").split(",")} - {"", "none"}
-        # The exporter of that name opens a port too; its metrics are in the same registry.
-        readers = [] if "prometheus" in names else _build_prometheus_readers()
-        readers += [reader for name in sorted(names) if (reader := _build_reader(name, environ))]
+        readers = _build_prometheus_readers(environ, has_port="prometheus" in names)
+        readers += [reader for name in sorted(names - {"prometheus"}) if (reader := _build_reader(name, environ))]
         self._provider = MeterProvider(
             readers,
             resource=Resource.create({"service.name": "otel-tbot-bridge", "service.version": __version__}),
@@ -103,12 +106,26 @@ class Metrics:
         return [Observation(self._bridge.waiting)]
 
 
-def _build_prometheus_readers() -> list[MetricReader]:
-    """Returns the reader for /metrics, none if the extra `bridge` is not installed."""
+def _build_prometheus_readers(environ: Mapping[str, str], *, has_port: bool) -> list[MetricReader]:
+    """Returns the reader for /metrics, none if the extra `bridge` is not installed.
+
+    If *has_port*, opens the port too that OTEL_METRICS_EXPORTER=prometheus means. Not by that exporter itself: if the
+    port is taken, it stays registered and logs a warning for each scrape.
+    """
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import start_http_server
     except ImportError:
+        if has_port:
+            logger.warning("%s: prometheus is not installed; install the extra `bridge`", EXPORTER_VARIABLE)
         return []
+    if has_port:
+        try:
+            port = int(environ.get(OTEL_EXPORTER_PROMETHEUS_PORT) or _PROMETHEUS_PORT)
+            start_http_server(port, environ.get(OTEL_EXPORTER_PROMETHEUS_HOST) or "localhost")
+        except (OSError, ValueError, OverflowError):
+            remedy = f"check {OTEL_EXPORTER_PROMETHEUS_HOST} and {OTEL_EXPORTER_PROMETHEUS_PORT}, or use /metrics"
+            logger.warning("%s: prometheus cannot open its port; %s", EXPORTER_VARIABLE, remedy)
     return [PrometheusMetricReader()]
 
 
@@ -122,8 +139,8 @@ def _build_reader(name: str, environ: Mapping[str, str]) -> MetricReader | None:
         entry_point = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     found = list(importlib.metadata.entry_points(group="opentelemetry_metrics_exporter", name=entry_point))
     if not found:
-        remedy = "install the extra `bridge`" if name == "prometheus" else "use otlp, prometheus or none"
-        logger.warning("%s: no exporter of that name is installed; %s", EXPORTER_VARIABLE, remedy)
+        rule = "no exporter of that name is installed; use otlp, prometheus or none"
+        logger.warning("%s: %s", EXPORTER_VARIABLE, rule)
         return None
     try:
         exporter = found[0].load()()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -14,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_tbot.bridge.batching import DRAIN_SECONDS
-from otel_tbot.bridge.certificates import load_tls_context, read_expiry
+from otel_tbot.bridge.certificates import load_tls_context, read_expiry, shrink_tls_buffers
 from otel_tbot.bridge.connection import READ_SECONDS, STOPPING_SECONDS, Connection
+from otel_tbot.bridge.warning_log import WarningLog
 from otel_tbot.errors import OtelTbotError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ MAX_CONNECTIONS: Final = 4096
 MAX_TLS_CONNECTIONS: Final = 2048
 """The same with TLS, which takes more memory for each."""
 
+MAX_LARGE_TLS_CONNECTIONS: Final = 384
+"""The same with TLS if asyncio's buffers cannot be made small, see `shrink_tls_buffers`."""
+
 IDLE_SECONDS: Final = 620
 """How long a connection may be idle after a response.
 
@@ -34,13 +39,25 @@ Longer than load balancers keep theirs, or a report could be sent into a connect
 keeps them for 600 s, Azure for 120 s, Heroku for 90 s.
 """
 
+ACCEPT_PAUSE_SECONDS: Final = 0.2
+"""How long the bridge waits after an error of accept. Without it, an error that stays would keep a processor busy."""
+
 EXPIRY_WARNING: Final = timedelta(days=14)
 """How long before a certificate ends the bridge starts to warn, once a day."""
 
 _PREFIX_FORM: Final = re.compile(r"/?([A-Za-z0-9._~/-]{16,256})")
 _TICK_SECONDS: Final = 1.0
 _DAY_SECONDS: Final = 86_400.0
-_ACCEPT_PAUSE_SECONDS: Final = 0.2
+# The client's connection failed before it was accepted. Source: accept(2), "Error handling".
+_CLIENT_ERRORS: Final = frozenset(
+    (
+        *(errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+    )
+)
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_NOT_ACCEPTED: Final = "connections could not be accepted yet, and wait"
+_EXHAUSTED_REMEDY: Final = "raise the limit of open files or of memory"
 _OTHER_FILES: Final = 256
 
 logger = logging.getLogger("otel_tbot")
@@ -155,18 +172,13 @@ class _Files:
         self._warned_at = float("-inf")
 
     def check(self) -> None:
-        """Reads the files again if they have changed, and warns, once a day, of a certificate that ends soon."""
+        """Reads the files again if they have changed, and warns, once a day, of certificates that end soon."""
         if self._versions != self._read_versions():
             self.reload()
-        if self._tls_cert and time.monotonic() - self._warned_at > _DAY_SECONDS:
+        if time.monotonic() - self._warned_at > _DAY_SECONDS:
             self._warned_at = time.monotonic()
-            try:
-                left = read_expiry(self._tls_cert) - datetime.now(UTC)
-            except (OSError, ValueError):
-                return
-            if left < EXPIRY_WARNING:
-                state = f"ends in {left.days} days" if left > timedelta() else "has ended"
-                logger.warning("--tls-cert: the certificate %s; replace the file, the bridge reads it again", state)
+            _warn_of_end("--tls-cert", self._tls_cert)
+            _warn_of_end(*self._bridge.client_certificate)
 
     def _read_versions(self) -> list[tuple[int, int, int]]:
         """Returns what changes when a file is written, replaced, or reached by another symbolic link."""
@@ -181,6 +193,17 @@ class _Files:
         return versions
 
 
+def _warn_of_end(name: str, path: str) -> None:
+    """Warns if the certificate in the file *path* ends soon; *name* is the setting, and *path* "" if it is not set."""
+    try:
+        left = read_expiry(path) - datetime.now(UTC)
+    except (OSError, ValueError):
+        return
+    if left < EXPIRY_WARNING:
+        state = f"ends in {left.days} days" if left > timedelta() else "has ended"
+        logger.warning("%s: the certificate %s; replace the file, the bridge reads it again", name, state)
+
+
 class _Server:
     """Accepts connections, closes those whose clients take too long, and stops in bounded time."""
 
@@ -189,7 +212,11 @@ class _Server:
         self._files = files
         self._listener = listener
         self._idle_seconds = idle_seconds
-        self._max_connections = min(MAX_TLS_CONNECTIONS if files.tls else MAX_CONNECTIONS, _raise_open_files())
+        most = MAX_CONNECTIONS
+        if files.tls:
+            most = MAX_TLS_CONNECTIONS if shrink_tls_buffers() else MAX_LARGE_TLS_CONNECTIONS
+        self._max_connections = min(most, _raise_open_files())
+        self._warnings = WarningLog()
         self._connections: dict[Connection, asyncio.Task[None] | None] = {}
         # Those that wait for their client, in the order in which they began to.
         self._waiting: dict[Connection, None] = {}
@@ -216,6 +243,7 @@ class _Server:
         self._listener.close()
         await self._stop()
         ticking.cancel()
+        self._warnings.flush()
         # Asked again from here on, when asyncio no longer handles signals, the process would not end with status 0.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
@@ -224,9 +252,8 @@ class _Server:
         while True:
             try:
                 client, _ = await loop.sock_accept(self._listener)
-            except OSError:
-                # The process or the system has no descriptor or memory left, or the client has gone already.
-                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+            except OSError as error:
+                await self._recover(error.errno or 0)
                 continue
             if len(self._connections) >= self._max_connections and not self._make_room():
                 client.close()
@@ -237,6 +264,19 @@ class _Server:
             self._waiting[connection] = None
             self._connections[connection] = loop.create_task(self._connect(connection, client))
             await asyncio.sleep(0)
+
+    async def _recover(self, number: int) -> None:
+        """Handles the error *number* of accept. The connections that wait for it are not lost."""
+        if number in _CLIENT_ERRORS:
+            await asyncio.sleep(0)
+            return
+        name = errno.errorcode.get(number, "unknown error")
+        problem = f"{_NOT_ACCEPTED} ({name})"
+        if number in _EXHAUSTED:
+            problem = f"{problem}; {_EXHAUSTED_REMEDY}"
+            self._make_room()
+        self._warnings.add(problem)
+        await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
 
     async def _connect(self, connection: Connection, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,8 @@ from typing import Final
 
 INTERVAL_SECONDS: Final = 60.0
 
+_MESSAGE: Final = "%s; count: %d"
+
 logger = logging.getLogger("otel_tbot")
 
 
@@ -19,9 +21,9 @@ class WarningLog:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def add(self, problem: str, count: int = 1, *, least: int = 1) -> None:
-        """Counts *problem*. It is logged when it has happened *least* times, then with its count after each interval.
+        """Counts *problem*. It is logged when it has happened *least* times, and then after each interval.
 
-        The message is the count and *problem*, which must not contain anything that a client sent.
+        The message is *problem*, which must not contain anything that a client sent, and its count since the last one.
         """
         self._counts[problem] += count
         if problem not in self._timers and self._counts[problem] >= least:
@@ -32,12 +34,12 @@ class WarningLog:
         for problem, timer in self._timers.items():
             timer.cancel()
             if self._counts[problem]:
-                logger.warning("%d %s", self._counts[problem], problem)
+                logger.warning(_MESSAGE, problem, self._counts[problem])
         self._timers.clear()
         self._counts.clear()
 
     def _log(self, problem: str) -> None:
-        logger.warning("%d %s", self._counts.pop(problem), problem)
+        logger.warning(_MESSAGE, problem, self._counts.pop(problem))
         loop = asyncio.get_running_loop()
         self._timers[problem] = loop.call_later(self._interval_seconds, self._continue, problem)
 

@@ -230,8 +230,7 @@ main()
 """
     gate = threading.Event()
     with OtlpHttpServer(Answer(gate=gate)) as server:
-        process = BridgeProcess(environ_of(server))
-        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # a bound of a test's
+        process = BridgeProcess(environ_of(server), program=(sys.executable, "-c", script))
         with process as bridge:
             answers = []
             threads = [threading.Thread(target=lambda: answers.append(post(bridge))) for _ in range(4)]
@@ -309,8 +308,7 @@ from otel_tbot.__main__ import main
 main()
 """
     with OtlpHttpServer() as server:
-        process = BridgeProcess(environ_of(server))
-        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # a limit of a test's
+        process = BridgeProcess(environ_of(server), program=(sys.executable, "-c", script))
         with process as bridge:
             held = [bridge.connect() for _ in range(60)]
             assert 200 == post(bridge).status_code
@@ -479,8 +477,7 @@ from otel_tbot.__main__ import main
 main()
 """
     with OtlpHttpServer(Answer(status=503)) as server:
-        process = BridgeProcess(environ_of(server))
-        process._command = [sys.executable, "-c", script, *process._command[1:]]  # noqa: SLF001  # as a host would
+        process = BridgeProcess(environ_of(server), program=(sys.executable, "-c", script))
         with process as bridge:
             with requests.Session() as session:
                 session.headers.update(PROTO | {"User-Agent": CANARY, "X-Forwarded-For": CANARY, "Cookie": CANARY})
@@ -560,7 +557,6 @@ def test_metrics_that_cannot_be_sent_do_not_delay_events(value):
 def test_it_is_an_application_for_other_servers(lifespan):
     """`otel_tbot.bridge:app` under uvicorn, with and without a lifespan."""
     with OtlpHttpServer() as server:
-        process = BridgeProcess(environ_of(server))
         script = f"""
 import asyncio, signal, socket, uvicorn
 signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end
@@ -569,7 +565,7 @@ config = uvicorn.Config("otel_tbot.bridge:app", lifespan={lifespan!r}, log_level
 print(f"listening on http://127.0.0.1:{{listener.getsockname()[1]}}", flush=True)
 asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 """
-        process._command = [sys.executable, "-c", script]  # noqa: SLF001  # another server
+        process = BridgeProcess(environ_of(server), program=(sys.executable, "-c", script))
         with process as bridge:
             assert 200 == post(bridge).status_code
             assert 200 == requests.get(f"{bridge.url}/readyz", timeout=60).status_code

@@ -1,9 +1,11 @@
-"""The bridge in operation: HTTPS, files that change, both address families, metrics and warnings."""
+"""Checks the bridge in operation: HTTPS, changed files, address families, errors of accept, metrics and warnings."""
 
 import os
+import resource
 import signal
 import socket
 import ssl
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,9 +15,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from otel_tbot.bridge.certificates import read_expiry
-from tests.bridge.test_bridge import HEAD, PROTO, a_report, environ_of, post, run_bridge
+from otel_tbot.bridge.server import ACCEPT_PAUSE_SECONDS
+from tests.bridge.test_bridge import HEAD, PROTO, a_report, environ_of, is_closed, post, run_bridge
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.polling import poll_until
+from tests.support.processes import LAUNCHER
 from tests.support.servers import Answer, OtlpHttpServer, refusing_port
 
 SECRETS = ("0123456789abcdef", "fedcba9876543210")
@@ -137,6 +141,23 @@ def test_a_certificate_that_ends_soon_is_a_warning(authority):
     assert [rule] == bridge.written.splitlines()
 
 
+def test_the_certificate_for_the_collector_is_a_warning_too(authority):
+    """It names the variable; without TLS to the collector the certificate is not used, and there is no warning."""
+    authority.issue(not_after=datetime.now(UTC) - timedelta(days=1))
+    files = {"CERTIFICATE": authority.path, "CLIENT_CERTIFICATE": str(authority.cert), "CLIENT_KEY": str(authority.key)}
+    environ = {f"OTEL_EXPORTER_OTLP_{name}": path for name, path in files.items()}
+    written = []
+    for scheme in ("https", "http"):
+        with BridgeProcess(environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"{scheme}://127.0.0.1:9"}) as bridge:
+            bridge.end()
+        written.append(bridge.written)
+
+    rule = (
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: the certificate has ended; replace the file, the bridge reads it again"
+    )
+    assert [f"{rule}\n", ""] == written
+
+
 def test_the_end_of_a_certificate_is_read(authority):
     """The same as another library reads."""
     for not_after in (datetime(2049, 12, 31, tzinfo=UTC), datetime(2051, 1, 1, tzinfo=UTC)):
@@ -182,18 +203,106 @@ def test_both_address_families_are_served():
             assert 200 == requests.get(f"http://{host}:{bridge.port}/healthz", timeout=60).status_code
 
 
-def test_prometheus_reads_the_metrics():
-    """Counts are on /metrics of the same port, and contain nothing of a client."""
-    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
-        post(bridge)
-        post(bridge, b"\xff")
-        text = requests.get(f"{bridge.url}/metrics", timeout=60).text
-    lines = [line for line in text.splitlines() if line.startswith("otel_tbot_bridge_reports_")]
-    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
+ACCEPT_TRIES = 6
 
-    assert 2 == values["otel_tbot_bridge_reports_received_total"]
-    assert 1 == values["otel_tbot_bridge_reports_accepted_total"]
-    assert any('reason="invalid_argument"' in line for line in lines)
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EIO"])
+def test_an_error_of_accept_neither_loses_a_report_nor_keeps_a_processor_busy(name, strace, tmp_path):
+    """The kernel returns the error several times: the bridge pauses after each, says so, and accepts the report."""
+    calls = tmp_path / "calls"
+    inject = f"inject=accept4:error={name}:when=1..{ACCEPT_TRIES}"
+    program = (strace, "-D", "-ttt", "-o", str(calls), "-e", "trace=accept4", "-e", inject, LAUNCHER[0])
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=program) as bridge:
+        assert 200 == post(bridge).status_code
+        assert 0 == bridge.end()
+    failed = [float(line.split()[0]) for line in calls.read_text().splitlines() if "(INJECTED)" in line]
+    first, *more = bridge.written.splitlines()
+
+    assert ACCEPT_TRIES == len(failed)
+    # A timer may fire early by the resolution of the clock.
+    assert failed[-1] - failed[0] > (ACCEPT_TRIES - 1) * ACCEPT_PAUSE_SECONDS - 0.01
+    rule = f"connections could not be accepted yet, and wait ({name})"
+    if name not in {"EPERM", "EIO"}:
+        rule += "; raise the limit of open files or of memory"
+    assert f"{rule}; count: 1" == first
+    assert [f"{rule}; count: {ACCEPT_TRIES - 1}"] == more
+    assert 1 == len(server.requests)
+
+
+@pytest.mark.parametrize("name", ["ECONNABORTED", "EPROTO", "EHOSTUNREACH"])
+def test_a_client_whose_connection_failed_before_it_was_accepted_is_no_warning(name, strace, tmp_path):
+    """The next connection is accepted, and nothing is written."""
+    inject = f"inject=accept4:error={name}:when=1..{ACCEPT_TRIES}"
+    program = (strace, "-D", "-o", str(tmp_path / "calls"), "-e", "trace=accept4", "-e", inject, LAUNCHER[0])
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=program) as bridge:
+        assert 200 == post(bridge).status_code
+        assert 0 == bridge.end()
+
+    assert ACCEPT_TRIES == (tmp_path / "calls").read_text().count("(INJECTED)")
+    assert "" == bridge.written
+
+
+def list_descriptors(pid):
+    """The descriptors of a process."""
+    return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+
+
+def test_without_descriptors_the_longest_silent_gives_way():
+    """If something else takes the process's descriptors, an idle client is closed for the one that asks."""
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        held = []
+        for _ in range(10):
+            held.append(bridge.connect())
+            held[-1].sendall(request)
+            assert held[-1].recv(4096)
+        used = list_descriptors(bridge.pid)
+        _, most = resource.prlimit(bridge.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(bridge.pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), most))
+        with bridge.connect() as honest:
+            honest.sendall(request)
+            assert honest.recv(4096).startswith(b"HTTP/1.1 200")
+        assert b"" == held[0].recv(1)
+        for connection in held:
+            connection.close()
+        bridge.end()
+
+    assert "connections could not be accepted yet, and wait (EMFILE)" in bridge.written
+
+
+FEW = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (276, 276))
+from otel_tbot.__main__ import main
+main()
+"""
+"""Runs the command with room for 20 connections."""
+
+
+def test_a_connection_in_its_tls_handshake_gives_way(authority):
+    """Handshakes that do not go on fill the room; an honest client is served, and no connection is left over."""
+    beginnings = (b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    with OtlpHttpServer() as server:
+        program = (sys.executable, "-c", FEW)
+        with BridgeProcess(environ_of(server), *authority.options, program=program) as bridge:
+            before = list_descriptors(bridge.pid)
+            held = []
+            for number in range(60):
+                held.append(bridge.connect())
+                held[-1].sendall(beginnings[number % len(beginnings)])
+            for _ in range(3):
+                assert 200 == post_tls(bridge, authority)
+            assert is_closed(held[0])
+            assert len(list_descriptors(bridge.pid)) <= len(before) + 20 + 2
+            for connection in held:
+                connection.close()
+            poll_until(
+                lambda: len(list_descriptors(bridge.pid)) <= len(before) + 1, waiting_for="every connection's end"
+            )
+            assert 0 == bridge.end()
+
+    assert 3 == sum(len(request.session_ids) for request in server.requests)
+    assert "" == bridge.written
 
 
 def test_a_collector_that_does_not_accept_is_a_rate_limited_warning():
@@ -203,8 +312,9 @@ def test_a_collector_that_does_not_accept_is_a_rate_limited_warning():
             assert 503 == post(bridge).status_code
         bridge.end()
 
-    rule = "reports were answered `unavailable`, because the collector did not accept their events: unreachable"
-    assert [f"1 {rule}", f"4 {rule}"] == bridge.written.splitlines()
+    rule = "reports were answered `unavailable`, because the collector did not accept their events (unreachable)"
+    remedy = "run `otel-tbot doctor` with the same settings to see why"
+    assert [f"{rule}; {remedy}; count: {count}" for count in (1, 4)] == bridge.written.splitlines()
 
 
 def test_a_wrong_path_again_and_again_is_a_warning(tmp_path):
@@ -219,7 +329,8 @@ def test_a_wrong_path_again_and_again_is_a_warning(tmp_path):
             bridge.end()
 
     (line,) = bridge.written.splitlines()
-    assert line.startswith("10 reports came on a wrong path; check the path in the address")
+    assert line.startswith("reports came on a wrong path; check the path in the address")
+    assert line.endswith("; count: 10")
     assert SECRETS[0] not in line
 
 

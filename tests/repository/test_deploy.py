@@ -13,6 +13,7 @@ from tests.bridge.test_bridge import environ_of, post
 from tests.repository.test_packaging import PROJECT
 from tests.support.bridge_process import BridgeProcess
 from tests.support.checkout import ROOT, skip_or_fail
+from tests.support.processes import LAUNCHER
 from tests.support.servers import OtlpHttpServer
 
 DEPLOY = ROOT / "deploy"
@@ -65,8 +66,7 @@ def test_a_bridge_runs_as_another_user_on_a_file_system_that_cannot_be_written_t
     if run(*wrapped, "true").returncode:
         skip_or_fail("this user may not mount anything here")
     with OtlpHttpServer() as server:
-        process = BridgeProcess(environ_of(server), is_measured=False)
-        process._command = [*wrapped, *process._command]  # noqa: SLF001  # as a container would
+        process = BridgeProcess(environ_of(server), program=[*wrapped, LAUNCHER[0]], is_measured=False)
         with process as bridge:
             user = Path(f"/proc/{bridge.pid}/status").read_text().split("Uid:")[1].split()[0]
             assert 200 == post(bridge).status_code

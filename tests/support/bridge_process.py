@@ -3,7 +3,7 @@
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from tests.support.polling import poll_until
@@ -13,10 +13,19 @@ PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
 
 
 class BridgeProcess:
-    """`otel-tbot bridge` on a free port; what it wrote is in `written` once it ended."""
+    """`otel-tbot bridge` on a free port; what it wrote is in `written` once it has ended.
 
-    def __init__(self, environ: Mapping[str, str], *arguments: str, is_measured: bool = True) -> None:
-        self._command = [LAUNCHER[0], "bridge", "--listen", "127.0.0.1:0", *arguments]
+    *program* is executed instead of `otel-tbot`, with the same arguments.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *arguments: str,
+        program: Sequence[str] = (LAUNCHER[0],),
+        is_measured: bool = True,
+    ) -> None:
+        self._command = [*program, "bridge", "--listen", "127.0.0.1:0", *arguments]
         self._environ = {"PATH": os.environ["PATH"], **(MEASURED if is_measured else {}), **environ}
         self._began = self.written = ""
 
