@@ -80,7 +80,7 @@ lint: $(VENV)/.developed
 
 # Checks what a hosting service reads. zizmor looks nothing up.
 .PHONY: lint-hosting
-lint-hosting: $(VENV)/.developed $(if $(shell command -v go),build/bin/actionlint)
+lint-hosting: $(VENV)/.developed $(if $(shell command -v go),build/bin/actionlint) ## Check the workflows, the forms and the hooks for commits
 	$(BIN)/zizmor --offline --quiet --persona=pedantic --strict-collection --collect=all .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml

@@ -66,7 +66,13 @@ def _to_signal(group: Mapping[str, Any]) -> str:
         level = _to_level(reference["requirement_level"])
         rows.append((f"`{key}`", _to_stability(one), level, _to_type(one), _to_text(one, notes), _to_examples(one)))
     head = ("Key", "Stability", f"[Requirement Level]({_LEVELS})", "Value Type", "Description", "Example Values")
-    return "\n\n".join([group["brief"].strip(), group["note"].strip(), "**Attributes:**", to_table(head, rows), *notes])
+    texts = [_to_lines(group["brief"]), _to_lines(group["note"])]
+    return "\n\n".join([*texts, "**Attributes:**", to_table(head, rows), *notes])
+
+
+def _to_lines(text: str) -> str:
+    """Returns *text* with one sentence on each line, as all pages have it."""
+    return re.sub(r"(?<=[.]) (?=[A-Z])", "\n", text.strip())
 
 
 def _to_slug(key: str) -> str:

@@ -19,6 +19,13 @@ from tools.matrix import VERSIONS, find_interpreter
 
 CONTENT: Final = ROOT / "tools" / "wheel_content.txt"
 _PLACEHOLDER: Final = "unreleased"
+_ABSOLUTE: Final = re.compile("https://|#")
+# What a repository replaces before its first release, by file.
+_PLACEHOLDERS: Final = {
+    "pyproject.toml": "/OWNER/",
+    ".github/CODE_OF_CONDUCT.md": "This address is a placeholder",
+    ".github/CODEOWNERS": "are placeholders",
+}
 _SHOWN: Final = "This is all that otel-tbot sends, and only with your consent."
 
 
@@ -30,8 +37,13 @@ def main(arguments: list[str]) -> int:
     found = {name: path for name in VERSIONS if (path := find_interpreter(name))}
     print(f"release-check: version {version}, " + (f"tag {tag}" if tag else "no tag: a rehearsal"), flush=True)
     errors = find_version_errors(version, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), tag)
+    errors += [
+        f"{name}: replace the placeholder: {text}"
+        for name, text in _PLACEHOLDERS.items()
+        if tag and text in (ROOT / name).read_text(encoding="utf-8")
+    ]
     if [f"otel_tbot-{version}-py3-none-any.whl"] == [wheel.name for wheel in wheels]:
-        errors += find_content_errors(wheels[0], version)
+        errors += find_content_errors(wheels[0], version) + find_relative_links(read_description(wheels[0]))
         for name, path in found.items():
             errors += find_errors_of_use(name, path, wheels[0], version)
     else:
@@ -87,6 +99,23 @@ def find_content_errors(wheel: Path, version: str) -> list[str]:
     return [
         *(f"{name}: does not list {path}; add it if it belongs in the wheel" for path in sorted(held - listed)),
         *(f"{name}: lists {path}, which is not in the wheel" for path in sorted(listed - held)),
+    ]
+
+
+def read_description(wheel: Path) -> str:
+    """Returns the README as *wheel* hands it to a package index."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return archive.read(name).decode().partition("\n\n")[2]
+
+
+def find_relative_links(description: str) -> list[str]:
+    """Returns an error for each link and picture that works in the repository only: an index has no other files."""
+    targets = re.findall(r"\]\(([^)\s]+)", description)
+    return [
+        f"README.md: {target}: must be an absolute link on a package index"
+        for target in targets
+        if not _ABSOLUTE.match(target)
     ]
 
 

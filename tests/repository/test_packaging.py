@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from otel_tbot import __version__
 from tests.support.checkout import ROOT
-from tools.release_check import find_content_errors, find_version_errors
+from tools.release_check import find_content_errors, find_relative_links, find_version_errors
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -79,6 +79,16 @@ def test_the_wheel_holds_what_the_list_says(built, tmp_path):
         "tools/wheel_content.txt: does not list otel_tbot/secret.key; add it if it belongs in the wheel",
         "tools/wheel_content.txt: lists otel_tbot/event.py, which is not in the wheel",
     ] == find_content_errors(tmp_path / "other.whl", __version__)
+
+
+def test_a_link_that_an_index_cannot_follow_is_found():
+    """A link and a picture need an address; a heading of the same page does not."""
+    text = "[a](https://docs.example/a) [b](#install) [c](docs/c.md) ![d](docs/d.svg)"
+
+    assert [
+        "README.md: docs/c.md: must be an absolute link on a package index",
+        "README.md: docs/d.svg: must be an absolute link on a package index",
+    ] == find_relative_links(text)
 
 
 def test_the_changelog_has_the_version():
