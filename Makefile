@@ -105,6 +105,15 @@ types: $(VENV)/.developed
 docs: $(VENV)/.developed ## Generate tables of the docs, the guard, the dashboards and the registry from the code
 	$(BIN)/python -m tools.generate
 
+.PHONY: site
+site: $(VENV)/.site ## Build the documentation site into build/site, and fail on a broken link
+	$(VENV)/site/bin/python -m tools.site
+	$(VENV)/site/bin/properdocs build --strict
+
+.PHONY: picture
+picture: $(VENV)/.developed ## Draw `otel-tbot demo` on a terminal as docs/pictures/demo.svg
+	$(BIN)/python -m tools.terminal_picture
+
 .PHONY: docs-check
 docs-check: $(VENV)/.developed
 	$(BIN)/python -m tools.generate --check
@@ -227,8 +236,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python requirements/run.txt pyproject.toml scripts/otel-tbot
-	$(BIN)/python $(PIP_INSTALL) -r requirements/run.txt
-	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	@echo "installing otel-tbot into $(VENV): about a minute, once"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/run.txt \
+	  | awk -v all=$$(grep -c == requirements/run.txt) \
+	    '/^(Collecting|Requirement already)/ {printf "  %d of %d  %s\n", ++n, all, $$(/^Coll/ ? 2 : 4); fflush()} \
+	     /^Installing/ {print "  all are here; installing them"; fflush()}'
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
@@ -239,6 +252,11 @@ $(VENV)/.developed: $(VENV)/.installed requirements/dev.txt
 $(VENV)/.proto: $(VENV)/bin/python requirements/proto.txt
 	$(PYTHON) -m venv $(VENV)/proto
 	$(VENV)/proto/bin/python $(PIP_INSTALL) -r requirements/proto.txt
+	@touch $@
+
+$(VENV)/.site: $(VENV)/bin/python requirements/site.txt
+	$(PYTHON) -m venv $(VENV)/site
+	$(VENV)/site/bin/python $(PIP_INSTALL) -r requirements/site.txt
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.developed requirements/browser.txt

@@ -1,4 +1,4 @@
-"""Pages and code, held together in both directions. Each deliberate gap stands here with its reason."""
+"""Compares pages and code in both directions. Each deliberate difference is here with its reason."""
 
 import ast
 import inspect
@@ -29,26 +29,26 @@ README = PAGES["README.md"].text
 
 KEYS = {attribute.key for attribute in ATTRIBUTES} | set(to_resource(is_local=True).attributes)
 
-# Keys that pages name since they are not sent, or are the collector's or the bridge's own.
-OTHER_KEYS = {"host.name", "enduser.id"}
+# Keys that pages name because they are not sent, and values of the Helm chart that look like keys.
+OTHER_KEYS = {"host.name", "enduser.id", "service.port", "service.annotations"}
 
-# Variables that pages name and our code does not: other programs' own.
+# Variables that pages name and the code does not, because they are other programs' own.
 OTHER_VARIABLES = {
-    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "said not to be used",
+    "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "the page says that it is not read",
     "TBOT_GITLAB_JWT": "GitLab's and tbot's",
-    "NO_COLOR": "not of one of our prefixes, so not looked for",
+    "NO_COLOR": "has none of the prefixes, so it is not looked for",
     "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "an example of the form for one signal",
     "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "an example of the form for one signal",
 }
 
 
 def is_variable(text):
-    """Whether *text* is the name of a variable of ours, OpenTelemetry's, tbot's or Teleport's."""
+    """Whether *text* is the name of a variable of otel-tbot, OpenTelemetry, tbot or Teleport."""
     return re.fullmatch(r"_?(?:OTEL|TELEPORT|TBOT)_[A-Z_]*[A-Z]", text) is not None
 
 
 def find_variables_of_the_code():
-    """Every variable that stands in the package as a text of its own."""
+    """Returns every variable that is a string in the package's code."""
     texts = set()
     for path in (ROOT / "otel_tbot").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -62,7 +62,7 @@ def find_variables_of_the_code():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.place)
 def test_every_example_runs_or_says_what_it_needs(example):
-    """A block is run by a test, says before it what a test cannot have, or is a picture or a text that is generated."""
+    """A test runs a block, a line before it says what a test cannot have, or it is a picture or a generated text."""
     if example.language == "text" and not example.run:
         assert not example.need
         return
@@ -73,12 +73,12 @@ def test_every_example_runs_or_says_what_it_needs(example):
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.language == "sh"], ids=lambda example: example.place)
 def test_no_line_of_an_example_fails_unseen(example):
-    """A shell told to stop at a failure does not at one that is negated, so `! grep` would prove nothing."""
+    """A shell with -e does not stop at a negated command that fails, so `! grep` would prove nothing."""
     assert not re.search(r"^!|(?<![$(])\B!\s", example.text, re.MULTILINE)
 
 
 def test_examples_are_fenced():
-    """No page has a block by its indent alone, which no test would find."""
+    """No page has a block that is only indented, because no test would find it."""
     assert not [
         (page.name, line) for page in PAGES.values() for line in page.prose().splitlines() if line.startswith("    ")
     ]
@@ -98,7 +98,7 @@ def needs_helm(page):
     ],
 )
 def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
-    """Each does what the page says: its exit status, its output, and as many events at the real collector."""
+    """Each has the exit status and the output, and sends as many events to the real collector, as the page says."""
     page = PAGES[name]
     if any("strace" in example.text for example in page.examples()):
         request.getfixturevalue("strace")
@@ -116,23 +116,23 @@ def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_generated_parts_are_what_the_code_says(name):
-    """Tables and command sections are made from the code: `make docs`."""
+    """`make docs` generates tables and command sections from the code."""
     assert PAGES[name].text == tables.renew_page(PAGES[name].text)
 
 
 def test_every_table_is_in_a_page():
-    """What can be generated is shown; README has the event and the settings too."""
+    """Each table that can be generated is in a page, and README has the one of the event."""
     used = [table for page in PAGES.values() for table in tables.find_tables(page.text)]
 
     assert set(tables.TABLES) == set(used)
-    assert ["attributes", "settings"] == tables.find_tables(README)
+    assert ["attributes"] == tables.find_tables(README)
 
 
 # The event.
 
 
 def test_every_key_is_documented_and_no_other():
-    """Keys of event and resource stand in README, reference and changelog (Telemetry); no page names another."""
+    """README, reference and changelog (Telemetry) name all keys of event and resource; no page names another key."""
     telemetry = CHANGELOG.partition("### Telemetry")[2].partition("\n### ")[0]
     event = PAGES["docs/reference/event.md"].text
     named = set(re.findall(r"`((?:tbot|session|service|telemetry|os|host|enduser)\.[a-z_.]*[a-z])`", ALL))
@@ -146,7 +146,7 @@ def test_every_key_is_documented_and_no_other():
 
 
 def test_every_variable_is_documented_and_no_other():
-    """What the code reads stands in the reference of settings; what pages name, the code or the collector kit knows."""
+    """The reference names each variable that is read, and pages name no variable that nothing reads."""
     known = find_variables_of_the_code()
     settings = PAGES["docs/reference/settings.md"].text
     kit = set(re.findall(r"env:(TBOT_\w+)", "".join(p.read_text() for p in (ROOT / "collector-config").glob("*.yaml"))))
@@ -164,7 +164,7 @@ def test_every_variable_is_documented_and_no_other():
 
 
 def test_every_command_and_option_in_a_page_is_there():
-    """Each `otel-tbot COMMAND --option` that a page shows is one that the parser takes."""
+    """The parser accepts each `otel-tbot COMMAND --option` that a page shows."""
     parsers = reference.find_commands()
     code = "\n".join([*re.findall(r"`([^`\n]+)`", ALL), *(e.text for e in EXAMPLES if e.run[:1] != ("output",))])
     shown = re.findall(r"(?<!--namespace )(?<!-n )(?<![/-])\botel-tbot ([a-z]+)\b(.*)", code)
@@ -181,23 +181,25 @@ def test_every_command_and_option_in_a_page_is_there():
 
 
 def test_every_command_is_in_a_page_beside_the_reference():
-    """No command is left to its help alone."""
+    """Each command is in a page, not only in its help."""
     text = "\n".join(page.text for name, page in PAGES.items() if name != "docs/reference/commands.md")
 
     assert not [command for command in reference.find_commands() if f"otel-tbot {command}" not in text]
 
 
 def test_every_exit_status_is_documented_and_no_other():
-    """Those of the errors, of the launcher, and of a command that did what it was asked."""
+    """The reference lists the statuses of the errors, of the launcher, and of success."""
 
     def find_classes(base):
         return {base}.union(*(find_classes(child) for child in base.__subclasses__()))
 
     launcher = ast.parse((ROOT / "otel_tbot" / "launcher.py").read_text(encoding="utf-8"))
     returned = {
-        node.value.value
+        node.args[0].value
         for node in ast.walk(launcher)
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "_CommandError"
+        and isinstance(node.args[0], ast.Constant)
     }
     returned |= {error.exit_status for error in find_classes(errors.OtelTbotError)} | {0}
     documented = re.findall(r"^\| (\d+) \|", PAGES["docs/reference/commands.md"].text, re.MULTILINE)
@@ -210,7 +212,7 @@ def test_every_exit_status_is_documented_and_no_other():
 
 
 def test_every_entry_point_is_documented_and_no_other():
-    """Name and group of each, in the reference of the Python API."""
+    """The reference of the Python API lists the name and the group of each."""
     section = PAGES["docs/reference/python-api.md"].text.partition("## Plug-ins\n")[2].partition("\n## ")[0]
     rows = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", section, re.MULTILINE))
 
@@ -218,12 +220,14 @@ def test_every_entry_point_is_documented_and_no_other():
 
 
 def test_every_extra_is_documented_and_no_other():
-    """README says what each extra is for."""
-    assert set(PROJECT["optional-dependencies"]) == set(re.findall(r"^The extra `(\w+)` holds", README, re.MULTILINE))
+    """The page on installing lists each extra."""
+    section = PAGES["docs/how-to/install.md"].text.partition("## Extras\n")[2].partition("\n## ")[0]
+
+    assert set(PROJECT["optional-dependencies"]) == set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
 
 
 def test_only_promised_names_are_imported_in_examples():
-    """Examples import from otel_tbot what is promised, and nothing from its modules but the bridge's application."""
+    """Examples import only public names, and the bridge's application."""
     imported = re.findall(r"^from otel_tbot import (.+)$", ALL, re.MULTILINE)
 
     assert imported
@@ -233,7 +237,7 @@ def test_only_promised_names_are_imported_in_examples():
 
 
 def test_every_metric_of_the_bridge_is_documented_and_no_other():
-    """The reference of the bridge names its own metrics as the code does."""
+    """Pages name the bridge's metrics as the code does."""
     named = set(re.findall(r"`(otel_tbot\.bridge\.[a-z.]+\.[a-z]+)`", ALL))
 
     assert set(METRICS) == named
@@ -249,18 +253,18 @@ def test_every_field_of_an_event_has_an_attribute():
 
 
 def test_every_make_target_is_documented_and_no_other():
-    """`make x` in a page is a target; a target for people has its line, which the contributors' table shows."""
+    """Each `make x` in a page is a target, and the contributors' table shows each target for people."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.findall(r"^\.PHONY: ([a-z-]+)$", makefile, re.MULTILINE))
     shown = set(re.findall(r"`make ([a-z-]+)`", PAGES["CONTRIBUTING.md"].text))
-    parts = {"lint", "types", "docs-check", "reporter"}  # of check and of test, run by nobody by name
+    parts = {"lint", "types", "docs-check", "reporter"}  # parts of check and test
 
     assert phony - parts == shown
-    assert set(re.findall(r"\bmake ([a-z][a-z-]+)\b(?!,)", ALL)) - {"it", "what", "the", "in", "one"} <= phony
+    assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)\b", ALL, re.MULTILINE)) <= phony
 
 
 def test_every_promise_names_tests_that_exist_and_every_test_of_the_proof_is_named():
-    """docs/privacy.md and the tests of `make proof` name each other in full."""
+    """docs/privacy.md names each test of `make proof`, and no other."""
     named = set(re.findall(r"`(test_\w+)`", PAGES["docs/privacy.md"].text))
     defined = [
         name
@@ -279,7 +283,7 @@ def test_every_file_of_the_collector_kit_is_documented():
 
 
 def test_architecture_names_every_module_on_one_screen():
-    """Each module stands in the page, and the page in 40 lines."""
+    """The page names each module, and has at most 40 lines."""
     text = PAGES["docs/explanation/architecture.md"].text
     modules = {name.rpartition(".")[2] for name in list_modules()} - {"", "__main__", "_version"}
 
@@ -292,7 +296,7 @@ def test_architecture_names_every_module_on_one_screen():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    """Each link is a file of the repository, with a heading where it names one; or a public page, over https."""
+    """Each link is a file of the repository, with the heading that it names, or a public page over https."""
     page = PAGES[name]
     broken = []
     for link in page.links():
@@ -309,7 +313,7 @@ def test_links_lead_somewhere(name):
 
 
 def test_every_page_is_in_the_index():
-    """docs/README.md leads to each page below docs/."""
+    """docs/README.md links to each page below docs/."""
     index = PAGES["docs/README.md"]
     linked = {str((index.path.parent / link.partition("#")[0]).resolve().relative_to(ROOT)) for link in index.links()}
 
@@ -317,7 +321,7 @@ def test_every_page_is_in_the_index():
 
 
 def test_prose_has_one_sentence_a_line():
-    """Outside of tables and lists: a line with two would show as one change where one sentence changed."""
+    """Outside tables and lists, so that a change of one sentence is a change of one line."""
     lines = [
         (page.name, line)
         for page in PAGES.values()
@@ -332,7 +336,7 @@ def test_prose_has_one_sentence_a_line():
 
 
 def test_text_files_end_in_one_newline_and_have_no_trailing_space():
-    """Of every tracked text file but those of other makers."""
+    """Of every tracked text file, except those that other projects wrote."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     kinds = (".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".json", ".sh", ".go", ".service", "Makefile")

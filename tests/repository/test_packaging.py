@@ -149,9 +149,25 @@ def test_the_metadata_agrees_with_pyproject(built):
     assert sorted(requirement.name for requirement in DECLARED) == sorted(required)
 
 
+def test_the_readme_of_an_index_has_only_absolute_links(built):
+    """Links and pictures work outside the repository, and nothing else of README.md changes."""
+    with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as wheel:
+        readme = wheel.read(f"{NAME}.dist-info/METADATA").decode().partition("\n\n")[2]
+    original = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", readme)
+    addresses = (
+        r"https://github\.com/OWNER/otel-tbot/blob/v[^/]+/",
+        r"https://raw\.githubusercontent\.com/OWNER/otel-tbot/v[^/]+/",
+    )
+
+    assert len(links) == len(re.findall(r"\]\(", original))
+    assert all(re.match(addresses[bool(picture)], target) for picture, target in links)
+    assert re.sub("|".join(addresses), "", readme) == re.sub(r"(?m)^<!-- .* -->\n", "", original)
+
+
 def test_the_version_is_written_once():
     """pyproject.toml reads the version from the module, and no other file of the package repeats it."""
-    assert ["version"] == PROJECT["dynamic"]
+    assert ["readme", "version"] == PROJECT["dynamic"]
     assert "otel_tbot/_version.py" == PYPROJECT["tool"]["hatch"]["version"]["path"]
     assert ["otel_tbot/_version.py"] == [
         name
