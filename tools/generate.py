@@ -52,11 +52,6 @@ def find_tables(text: str) -> list[str]:
     return [name for _, name, _, _ in _TABLE.findall(text)]
 
 
-def remove_tables(text: str) -> str:
-    """Returns *text* without its generated parts. Pure."""
-    return _TABLE.sub("", text)
-
-
 def renew_page(text: str) -> str:
     """Returns *text* with each table between its markers generated again."""
     return _TABLE.sub(lambda found: found.group(1) + TABLES[found.group(2)]() + "\n" + found.group(4), text)
