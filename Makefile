@@ -215,9 +215,11 @@ image-push: ## Build the image, push it to IMAGE=registry/name, and print its di
 	$(CONTAINER) push $(IMAGE):$(VERSION) >&2
 	@digest=$$($(CONTAINER) inspect --format '{{index .RepoDigests 0}}' $(IMAGE):$(VERSION)); echo "digest=$${digest#*@}"
 
+PACKAGES ?= strace chromium
+
 .PHONY: system-packages
 system-packages: ## As root on Debian or Ubuntu: install the programs that tests need and pip cannot install
-	@missing=$$(for program in strace chromium; do command -v $$program >/dev/null || echo $$program; done); \
+	@missing=$$(for program in $(PACKAGES); do command -v $$program >/dev/null || echo $$program; done); \
 	if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; fi
 
 .PHONY: test-lowest

@@ -73,7 +73,8 @@ def find_errors_of_job(place, job):
 
 def calls_make(command):
     """Returns whether *command* is one call of make with a target that the Makefile has."""
-    form = r"(?:sudo )?make (?:--silent )?([a-z-]+)(?: [A-Z]+=\S+)*(?: >> \"\$GITHUB_OUTPUT\")?"
+    options = r'(?: [A-Z]+=\S+)*(?: >> "\$GITHUB_OUTPUT")?'
+    form = r'(?:sudo (?:env PATH="\$PATH" )?)?make (?:--silent )?([a-z-]+)' + options
     found = re.fullmatch(form, command)
     return found is not None and found.group(1) in TARGETS
 
