@@ -1,6 +1,6 @@
 #!/bin/sh
 # Generates the code of tbot's protocol, for the package and for the reporter: generate_protocol.sh PYTHON OUTPUT_FOLDER.
-# PYTHON has what requirements/proto.txt names. `make proto` writes into the checkout, a test into a folder of its own.
+# PYTHON has what requirements/proto.txt names. `make proto` writes into the checkout, a test into a temporary folder.
 set -eu
 cd "$(dirname "$0")/.."
 python=$1
