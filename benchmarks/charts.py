@@ -53,7 +53,7 @@ class Measured:
 _BARE: Final = "a bare Python that executes the command"
 _SDK_HTTP: Final = "a script with OpenTelemetry's SDK, over HTTP"
 _EXPORTER: Final = "OpenTelemetry's OTLP exporter"
-_SERVICE: Final = "the same server with a service that does nothing"
+_SERVICE: Final = "the bridge's server with a service that does nothing"
 
 CHARTS: Final = (
     Chart(
@@ -191,7 +191,7 @@ CHARTS: Final = (
             ),
             Bar(
                 label="connectrpc, a service that does nothing",
-                what="an empty service by connectrpc, on the same server: processor time per report",
+                what="an empty service by connectrpc, on uvicorn: processor time per report",
                 base_label=_SERVICE,
                 base="our service without delivery: processor time per report",
                 is_ours=False,

@@ -146,7 +146,7 @@ def measure_relay(collector: Collector) -> list[Figure]:
             return {"life": run.left_seconds, "processor": run.left_processor_seconds, "resident": run.left_mib}
 
         taken = interleave({protocol: timed}, rounds)
-        peak = Samples([_read_peak_mib(reporting, environ) for _ in range(rounds // 3)])
+        peak = Samples([_read_peak_mib(reporting, environ) for _ in range(max(1, rounds // 3))])
         bound = max(peak.values)
         figure.add(
             f"proportional set size at its peak, {protocol}", peak, "MiB",
