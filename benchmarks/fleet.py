@@ -1,7 +1,7 @@
 """Measures `fleet`: a deployment that restarts 10,000 pods in 60 s, through the Helm chart's bridges and collector.
 
-Behind them are a gateway and a last collector with a file, all of them real. From what was measured it calculates what
-more starts than that need.
+Behind them are a gateway and a last collector that writes a file; all of them are real. From the measured values it
+calculates the needs of more starts.
 """
 
 import json

@@ -245,7 +245,7 @@ def check_record(record, signal, values):
         assert record.flags & ~0x100 in (0, 1)
 
 
-# What a request to the collector has in its headers, whoever sends it. The values are matched as a whole.
+# The headers of a request to the collector, from any sender, with a pattern for the whole value.
 _AGENT = r"OTel-OTLP-Exporter-Python/[0-9.a-z]+( grpc-python/[0-9.a-z]+ grpc-c/[0-9.]+ \(\w+; chttp2\))?"
 HEADERS = {
     "http/protobuf": {

@@ -59,7 +59,7 @@ PLAIN = {404, 405, 415}
 
 
 def check_response(answered, sent):
-    """Checks that a response is documented, has the protocol's form, and repeats nothing of what was *sent*."""
+    """Checks that a response is documented, has the protocol's form, and repeats nothing of *sent*."""
     assert CANARY.encode() not in answered.body, sent
     assert CANARY not in str(answered.headers), sent
     assert b"Traceback" not in answered.body, sent

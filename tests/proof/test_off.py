@@ -133,7 +133,7 @@ def to_kinds(calls):
 
 
 def find_more(entry_point, done: Trace, excepted: Trace):
-    """Returns what was done in addition to the exceptions."""
+    """Returns the calls of *done* that are not among the exceptions."""
     threads = Counter({"thread": SDK_THREADS} if EXCEPTED[entry_point] == _SDK else {})
     return {
         "sockets": to_kinds(done.network()) - to_kinds(excepted.network()),
@@ -380,7 +380,7 @@ NO_RELAY = {
     "no memory for a process": ({}, "clone,clone3,fork,vfork:error=ENOMEM"),
     "no session": ({}, "setsid:error=EPERM"),
     "the SDK disabled": ({DISABLED: "true"}, ""),
-    "an invalid endpoint": ({"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere at all"}, ""),
+    "an invalid endpoint": ({"OTEL_EXPORTER_OTLP_ENDPOINT": "not an endpoint"}, ""),
     "an endpoint of another scheme": ({"OTEL_EXPORTER_OTLP_ENDPOINT": "ftp://198.51.100.7/"}, ""),
     "an endpoint without a port": ({"OTEL_EXPORTER_OTLP_ENDPOINT": "198.51.100.7"}, ""),
 }
@@ -411,7 +411,7 @@ def test_without_a_relay_the_report_is_not_sent_anywhere(name, reporter, tmp_pat
 
 @pytest.mark.promise("off.no-relay")
 def test_without_its_requirements_the_relay_says_what_is_missing(reporter, tmp_path):
-    """If what the relay imports is not installed, the report is not sent, and tbot's log names the module."""
+    """If a package that the relay imports is not installed, the report is not sent, and tbot's log names the module."""
     script = (
         "import sys\n"
         "sys.path.insert(0, sys.argv.pop(1))\n"

@@ -25,7 +25,7 @@ def to_request(method, path, body=b"", *, length=None):
     return f"{lines}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
-# What each client sends first, and what it repeats as long as the bridge reads it.
+# The bytes that each client sends first, and the bytes that it repeats as long as the bridge reads.
 PRESSURES = {
     "pipelined requests to a wrong path": (b"", to_request("GET", "/")),
     "pipelined probes": (b"", to_request("GET", "/healthz")),
@@ -75,7 +75,7 @@ class Client:
 @pytest.mark.promise("hostile.pressure")
 @pytest.mark.parametrize("name", PRESSURES)
 def test_clients_that_take_without_reading_are_bounded_and_disconnected(name, cases):
-    """The bridge stays small, answers honest reports meanwhile, and disconnects each such client by itself."""
+    """The bridge stays small, answers valid reports, and disconnects each of these clients."""
     with OtlpHttpServer() as server, ExitStack() as stack:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_TBOT_TIMEOUT": "30000"}
         bridge = stack.enter_context(BridgeProcess(environ, is_measured=False))
@@ -85,7 +85,7 @@ def test_clients_that_take_without_reading_are_bounded_and_disconnected(name, ca
         for client in clients:
             stack.callback(client.close)
         growths = []
-        honest = []
+        valid = []
 
         def are_closed():
             for client in clients:
@@ -95,11 +95,11 @@ def test_clients_that_take_without_reading_are_bounded_and_disconnected(name, ca
             assert growths[-1] < MAX_GROWTH_KIB
             assert max(client.sent for client in clients) < MAX_SENT_BYTES
             if len(growths) % 200 == 1:
-                honest.append(send_good(bridge.port))
+                valid.append(send_good(bridge.port))
             return all(client.is_closed for client in clients)
 
         poll_until(are_closed, waiting_for="every client to be disconnected", deadline_seconds=LAST_SECONDS)
-        honest.append(send_good(bridge.port))
+        valid.append(send_good(bridge.port))
 
-    assert {200} == set(honest)
+    assert {200} == set(valid)
     cases.add(CONNECTIONS)

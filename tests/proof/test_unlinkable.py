@@ -38,9 +38,9 @@ def start_many(url, signal, protocol, count, folder, *more):
     command = [sys.executable, "-m", "tests.proof.starts", url, signal, protocol, str(count), *more]
     finished = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=550)
     assert 0 == finished.returncode, finished.stderr
-    told = json.loads(finished.stdout)
-    assert {"accepted": count} == told["outcomes"]
-    assert [] == told["written"]
+    result = json.loads(finished.stdout)
+    assert {"accepted": count} == result["outcomes"]
+    assert [] == result["written"]
     assert [] == list(folder.iterdir())
 
 
