@@ -87,7 +87,7 @@ lint-hosting: $(VENV)/.developed $(if $(shell command -v go),build/bin/actionlin
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/pre-commit validate-config
-	@if [ -x build/bin/actionlint ]; then build/bin/actionlint; \
+	@if [ -x build/bin/actionlint ]; then build/bin/actionlint .github/workflows/*.yml deploy/github-actions.yml; \
 	elif [ "$${OTEL_TBOT_REQUIRE_COLLECTOR:-}" = 1 ]; then echo "actionlint was not built: install Go" >&2; exit 1; \
 	else echo "Go is not installed: actionlint is left out"; fi
 
