@@ -4,8 +4,10 @@ import ast
 import inspect
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 import otel_tbot
 from otel_tbot import errors  # errors of each are looked for
@@ -109,6 +111,17 @@ def test_the_examples_of_a_page_run_in_order(name, tmp_path, otelcol, request):
             if example.run:
                 walkthrough.run(example)
         walkthrough.check_end()
+
+
+def test_the_ansible_tasks_write_the_drop_in_of_the_page():
+    """The copied file is the unit that a test runs, in the folder that the task before it makes."""
+    examples = {example.language: example.text for example in PAGES["docs/how-to/systemd.md"].examples()}
+    tasks = yaml.safe_load(examples["yaml"])
+    (drop_in,) = (task["ansible.builtin.copy"] for task in tasks if "ansible.builtin.copy" in task)
+    folders = [task["ansible.builtin.file"].get("path") for task in tasks if "ansible.builtin.file" in task]
+
+    assert examples["ini"] == drop_in["content"]
+    assert str(Path(drop_in["dest"]).parent) in folders
 
 
 # What is generated.
