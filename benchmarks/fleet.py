@@ -126,7 +126,7 @@ def _calculate(calm: dict[str, float], busy: dict[str, float]) -> Figure:
         ("a million starts in an hour", 1e6 / 3600, calm),
         ("a million starts in a minute", 1e6 / 60, busy),
     ):
-        cores = {name: math.ceil(rate * seconds / _FILL) for name, seconds in spent.items()}
+        cores = {name: max(1, math.ceil(rate * seconds / _FILL)) for name, seconds in spent.items()}
         needs = ", ".join(f"{name}s {count}" for name, count in cores.items())
         figure.add_value(text, f"{rate:,.0f} per second: {needs}")
     return figure
