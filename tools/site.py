@@ -26,7 +26,19 @@ def main() -> int:
             copy = SOURCE / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    for page in pages:
+        (SOURCE / page.name).write_text(to_site(page.text), encoding="utf-8")
     return 0
+
+
+def to_site(text: str) -> str:
+    """Returns *text* with four spaces before what is nested in a numbered item, as Python's Markdown requires. Pure."""
+    lines, is_fenced = [], False
+    for line in text.splitlines(keepends=True):
+        if line.startswith("```"):
+            is_fenced = not is_fenced
+        lines.append(" " + line if line.startswith("   ") and not is_fenced else line)
+    return "".join(lines)
 
 
 if __name__ == "__main__":

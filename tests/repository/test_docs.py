@@ -22,6 +22,7 @@ from tools import generate as tables
 from tools import reference
 from tools.imports import list_modules
 from tools.pages import read_pages
+from tools.site import to_site
 
 PAGES = {page.name: page for page in read_pages()}
 EXAMPLES = [example for page in PAGES.values() for example in page.examples()]
@@ -343,6 +344,13 @@ def test_prose_has_one_sentence_a_line():
     ]
 
     assert not lines
+
+
+def test_the_site_indents_what_a_numbered_item_contains():
+    """Python's Markdown asks for four spaces; a block outside a list stays as it is."""
+    page = "1. Do:\n\n   ```sh\n   a\n   ```\n\n```yaml\n   b\n```\n- c\n  d\n"
+
+    assert "1. Do:\n\n    ```sh\n    a\n    ```\n\n```yaml\n   b\n```\n- c\n  d\n" == to_site(page)
 
 
 # The repository's text files.
