@@ -44,7 +44,7 @@ class Endpoint:
     """An endpoint as a URL (RFC 3986): `scheme` ("" for HOST:PORT), `user`, `host`, `port`, `path` and `query`.
 
     `user` is the user information as it stands in the URL, percent-encoded. An IPv6 `host` has no brackets and keeps
-    its zone, which never leaves this machine (`authority`). `port` is 0 if there is none. A fragment is dropped.
+    its zone, which never leaves this machine (`authority`). `port` is 0 if it is not given. A fragment is dropped.
     """
 
     __slots__ = ("host", "path", "port", "query", "scheme", "user")

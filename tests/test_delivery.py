@@ -327,7 +327,7 @@ def test_an_accepted_event_leaves_no_thread_and_no_descriptor(server, monkeypatc
 
 
 def wait_for_no_thread() -> None:
-    """Waits until no thread of ours is left."""
+    """Waits until the sender's thread has ended."""
     poll_until(lambda: "otel-tbot" not in {t.name for t in threading.enumerate()}, waiting_for="the sender's thread")
 
 

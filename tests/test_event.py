@@ -313,7 +313,7 @@ def test_a_string_becomes_empty_its_own_beginning_or_other(text, to_value):
 
 @given(text=st.text(min_size=1), prefix=st.sampled_from(["", "18.4.1", "18.4.1-rc.1", "v1.2", "18.4.1+"]))
 def test_text_after_a_version_does_not_travel(text, prefix):
-    """Whatever follows a version is cut off."""
+    """Only the version is kept of a text that continues after it."""
     for value in (to_version(f"{prefix}{text}"), to_helper_version(f"{prefix}{text}")):
         assert re.fullmatch(f"(?:{VERSION_PATTERN})|(?:{HELPER_VERSION_PATTERN})|{OTHER}", value)
 

@@ -548,7 +548,7 @@ def test_an_abandoned_request_ends(fault, protocol):
 
         assert outcomes
         assert outcomes[0] in {Outcome.TIMED_OUT, Outcome.UNREACHABLE}
-        if protocol != "grpc":  # gRPC keeps descriptors of its own for the process
+        if protocol != "grpc":  # gRPC keeps some descriptors for the process
             # One is the server's end of the connection.
             assert len(set(os.listdir("/dev/fd")) - before) <= 1
 

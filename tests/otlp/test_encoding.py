@@ -56,12 +56,12 @@ def test_a_request_is_byte_for_byte_what_opentelemetry_s_encoder_makes(fields, s
 
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_no_events_make_an_empty_request(signal):
-    """Nothing to tell of is nothing on the wire, not even a resource."""
+    """Without events the request is empty: it has no resource either."""
     assert b"" == encode_request([], signal=signal, is_local=True).SerializeToString()
 
 
 def test_what_one_event_said_is_not_in_the_next():
-    """Attributes that are recalled from earlier events are those of the event at hand."""
+    """Cached attributes of earlier events do not get into later ones."""
     many = [TbotStart(run_mode="daemon", destinations_other=n, version=f"18.{n}.0") for n in range(2000)]
     (group,) = encode_request([(event, TIME_NS) for event in many], signal="log", is_local=False).resource_logs
     sent = [{a.key: a.value for a in record.attributes} for record in group.scope_logs[0].log_records]
