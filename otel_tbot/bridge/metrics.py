@@ -38,6 +38,9 @@ METRICS: Final = {
     EXPORT_DURATION: "Seconds that the export of a batch took, by `outcome`.",
 }
 
+# In seconds; the SDK's own are for milliseconds. Source: semantic conventions, "http.client.request.duration".
+_DURATION_BOUNDARIES: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
 # Source: OpenTelemetry's environment variables, "Prometheus Exporter".
 _PROMETHEUS_PORT: Final = 9464
 
@@ -70,7 +73,9 @@ class Metrics:
         meter.create_observable_counter(ACCEPTED, [self._observe_accepted], "{report}", METRICS[ACCEPTED])
         meter.create_observable_counter(REJECTED, [self._observe_rejected], "{report}", METRICS[REJECTED])
         meter.create_observable_gauge(WAITING, [self._observe_waiting], "{report}", METRICS[WAITING])
-        self._duration = meter.create_histogram(EXPORT_DURATION, "s", METRICS[EXPORT_DURATION])
+        self._duration = meter.create_histogram(
+            EXPORT_DURATION, "s", METRICS[EXPORT_DURATION], explicit_bucket_boundaries_advisory=_DURATION_BOUNDARIES
+        )
 
     def read(self) -> bytes:
         """Returns the metrics as Prometheus reads them, at most a second old; b"" without the extra `bridge`."""

@@ -151,6 +151,11 @@ def is_closed(connection):
         return True
 
 
+def list_descriptors(pid):
+    """The descriptors of a process."""
+    return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+
+
 HEAD = f"POST {PROCEDURE} HTTP/1.1\r\nHost: x\r\n".encode()
 REQUESTS = {
     "unknown path": (404, {"path": "/x"}),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from otel_tbot.bridge.certificates import read_expiry
 from otel_tbot.bridge.server import ACCEPT_PAUSE_SECONDS
-from tests.bridge.test_bridge import HEAD, PROTO, a_report, environ_of, is_closed, post, run_bridge
+from tests.bridge.test_bridge import HEAD, PROTO, a_report, environ_of, is_closed, list_descriptors, post, run_bridge
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.polling import poll_until
 from tests.support.processes import LAUNCHER
@@ -240,11 +240,6 @@ def test_a_client_whose_connection_failed_before_it_was_accepted_is_no_warning(n
 
     assert ACCEPT_TRIES == (tmp_path / "calls").read_text().count("(INJECTED)")
     assert "" == bridge.written
-
-
-def list_descriptors(pid):
-    """The descriptors of a process."""
-    return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
 
 
 def test_without_descriptors_the_longest_silent_gives_way():
