@@ -23,14 +23,23 @@ from otel_tbot.errors import OtelTbotError
 if TYPE_CHECKING:
     from otel_tbot.bridge.application import Bridge
 
-MAX_CONNECTIONS: Final = 4096
+MAX_CONNECTIONS: Final = 2048
 """Above it, the connection that has been silent longest is closed."""
 
-MAX_TLS_CONNECTIONS: Final = 2048
+MAX_TLS_CONNECTIONS: Final = 1024
 """The same with TLS, which takes more memory for each."""
 
 MAX_LARGE_TLS_CONNECTIONS: Final = 384
 """The same with TLS if asyncio's buffers cannot be made small, see `shrink_tls_buffers`."""
+
+SEND_BUFFER_BYTES: Final = 8 * 1024
+"""The system's buffer for the responses of one connection. Without it, a client that does not read fills some MiB.
+
+The container pays for it. The system fills a packet of 64 KiB all the same.
+"""
+
+RECEIVE_BUFFER_BYTES: Final = 16 * 1024
+"""The same for requests."""
 
 IDLE_SECONDS: Final = 620
 """How long a connection may be idle after a response.
@@ -130,11 +139,17 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         if host == "::" and socket.has_dualstack_ipv6():
-            return socket.create_server((host, port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
+            listener = socket.create_server((host, port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        else:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            listener = socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
         raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
+    # Accepted connections inherit both.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    return listener
 
 
 class _Files:
