@@ -241,7 +241,7 @@ $(VENV)/.installed: $(VENV)/bin/python requirements/run.txt pyproject.toml scrip
 	@echo "installing otel-tbot into $(VENV): about a minute, once"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements/run.txt \
 	  | awk -v all=$$(grep -c == requirements/run.txt) \
-	    '/^(Collecting|Requirement already)/ {printf "  %d of %d  %s\n", ++n, all, $$(/^Coll/ ? 2 : 4); fflush()} \
+	    '/^(Collecting|Requirement already).*from -r/ {printf "  %d of %d  %s\n", ++n, all, $$(/^Coll/ ? 2 : 4); fflush()} \
 	     /^Installing/ {print "  all are here; installing them"; fflush()}'
 	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
 	@touch $@
