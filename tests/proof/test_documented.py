@@ -178,7 +178,7 @@ def test_the_wire_shows_the_documented_keys_types_and_values_and_no_others(signa
                     events += 1
     assert count == events
     assert set(DOCUMENTED) == set(values)
-    check_registry(values, {"log": "event.tbot.start", "span": "span.tbot.start"}[signal])
+    check_registry(values, {"log": "event.tbot.start", "span": "span.tbot.start.internal"}[signal])
     assert {"one-shot", "daemon"} == values["tbot.run_mode"]
     assert {*JOIN_TYPES, "_OTHER"} == values["tbot.join_type"]
     assert all("_OTHER" in values[key] for key in OPTIONAL)

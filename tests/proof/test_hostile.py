@@ -231,10 +231,11 @@ class Attack:
 DOCUMENTED_STATUSES = {0, 200, *PLAIN, *(HTTP_STATUS[code] for code in CODES)}
 
 
-# All that a client can make a bridge write: a count and a fixed text, not often.
+# All that a client can make a bridge log: a fixed text and a count, not often.
 LOGGED = re.compile(
-    r"\d+ reports (came on a wrong path; check the path in the address that these tbots were given|"
-    r"were answered `unavailable`, because the collector did not accept their events: timed out)"
+    r"reports (came on a wrong path; check the path in the address that these tbots were given|"
+    r"were answered `unavailable`, because the collector did not accept their events \(timed out\); "
+    r"run `otel-tbot doctor` with the same settings to see why); count: \d+"
 )
 MAX_LOGGED = 50
 
