@@ -42,6 +42,9 @@ _MAX_UNREAD_BYTES: "Final" = 64 * 1024
 
 _NO_THREAD: "Final" = "the relay cannot start a thread; raise the limit of tasks"
 
+_GRPC_THREADS: "Final" = 8
+"""How many threads gRPC starts (measured). If it cannot start one, it hangs with the interpreter's lock, or aborts."""
+
 _ACCEPT_PAUSE_SECONDS: "Final" = 0.05
 _ACCEPT_PATIENCE_SECONDS: "Final" = 1.0
 _CLIENT_ERRORS: "Final" = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EINTR))
@@ -315,6 +318,10 @@ class Relay:
             from otel_tbot.delivery import EventSender
 
             sender = EventSender(os.environ, origin=FROM_REPORT, is_local=True)
+            if sender.config.protocol == "grpc" and not can_start_threads(_GRPC_THREADS):
+                self._problem = _NO_THREAD
+                self._wake()
+                return
             sender.load()
             self._start_sender(sender)
         except BaseException as error:  # noqa: BLE001  # an edge: the client is told what is missing
@@ -334,6 +341,23 @@ class Relay:
 
     def _wake(self) -> None:
         os.write(self._wake_writer, b".")
+
+
+def can_start_threads(number: int) -> bool:
+    """Returns whether *number* more threads can run at once; they end with this call."""
+    held = _thread.allocate_lock()
+    with held:
+        try:
+            for _ in range(number):
+                _thread.start_new_thread(_wait_for, (held,))
+        except RuntimeError:
+            return False
+    return True
+
+
+def _wait_for(lock: "_thread.LockType") -> None:
+    with lock:
+        pass
 
 
 def to_unavailable_response(message: str) -> bytes:

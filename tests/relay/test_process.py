@@ -49,7 +49,7 @@ UNREACHABLE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
 
 @contextmanager
 def relaying(
-    body: str = "", *, timeout_seconds: float = 60, lifetime_seconds: float = 60
+    body: str = "", *, timeout_seconds: float = 60, lifetime_seconds: float = 60, protocol: str = "http/protobuf"
 ) -> Iterator[tuple[int, subprocess.Popen]]:
     """A relay in its own process; its port and that process, whose input stands for the command."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -58,7 +58,7 @@ def relaying(
             [sys.executable, "-c", RELAY.format(body=body), *arguments],
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
-            env=os.environ | UNREACHABLE,
+            env=os.environ | UNREACHABLE | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol},
         )
         port = listener.getsockname()[1]
     try:
@@ -324,12 +324,17 @@ def start_few(*arguments):
     if len(started) == {count}:
         raise RuntimeError
     started.append(start(*arguments))
+    return started[-1]
 _thread.start_new_thread = start_few
 import threading
 threading._start_new_thread = start_few
 if hasattr(threading, "_start_joinable_thread"):
+    joinable = threading._start_joinable_thread
     def start_joinable(*arguments, **keywords):
-        raise RuntimeError
+        if len(started) == {count}:
+            raise RuntimeError
+        started.append(joinable(*arguments, **keywords))
+        return started[-1]
     threading._start_joinable_thread = start_joinable
 """
 
@@ -341,6 +346,17 @@ def test_a_report_learns_that_no_thread_can_be_started(count):
         response = exchange(port, POST + b"Content-Length: %d\r\n\r\n" % len(REPORT) + REPORT)
 
         assert b"the relay cannot start a thread; raise the limit of tasks" in response
+        assert 0 == process.wait(60)
+
+
+@pytest.mark.parametrize(("count", "is_enough"), [(2, False), (8, False), (40, True)])
+def test_over_grpc_a_report_learns_of_too_few_tasks_before_grpc_hangs(count, is_enough):
+    """gRPC hangs with the interpreter's lock if it cannot start a thread, so the relay tries before it imports it."""
+    with relaying(NO_THREADS.format(count=count), protocol="grpc") as (port, process):
+        response = exchange(port, POST + b"Content-Length: %d\r\n\r\n" % len(REPORT) + REPORT)
+
+        assert (b"raise the limit of tasks" in response) != is_enough
+        assert b'"code":"unavailable"' in response
         assert 0 == process.wait(60)
 
 
