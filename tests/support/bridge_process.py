@@ -57,8 +57,9 @@ class BridgeProcess:
     def end(self) -> int:
         """Sends SIGTERM and waits; the exit status."""
         self.ask_to_end()
-        self.written = self._began + self._process.communicate(timeout=120)[0]
-        return self._process.returncode
+        # Not by `communicate`, which loses what has been read ahead together with the first lines.
+        self.written = self._began + self._process.stdout.read()
+        return self._process.wait(timeout=120)
 
     def connect(self) -> socket.socket:
         """A connection."""
