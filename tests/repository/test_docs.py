@@ -40,6 +40,8 @@ OTHER_VARIABLES = {
     "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "the page says that it is not read",
     "TBOT_GITLAB_JWT": "GitLab's and tbot's",
     "NO_COLOR": "has none of the prefixes, so it is not looked for",
+    "OTEL_EXPORTER_PROMETHEUS_HOST": "OpenTelemetry's Prometheus exporter reads it",
+    "OTEL_EXPORTER_PROMETHEUS_PORT": "OpenTelemetry's Prometheus exporter reads it",
     "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "an example of the form for one signal",
     "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "an example of the form for one signal",
 }
