@@ -47,7 +47,7 @@ class Walkthrough:
 
     def __init__(self, page: Page, folder: Path, otelcol: str) -> None:
         self._page_name = page.path.name
-        # Coverage opens files in each process, and such a page shows that there is none.
+        # Coverage opens files in each process, and such a page shows that none is opened.
         is_traced = any("strace" in example.text for example in page.examples())
         self._measured = {} if is_traced else MEASURED
         self._folder = folder
