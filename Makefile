@@ -21,11 +21,13 @@ help: ## List the targets
 demo: $(VENV)/.installed ## Show how an event travels on this machine: one start opts in, another does not
 	@$(BIN)/otel-tbot demo
 
-# TESTS holds arguments for pytest. With it, nothing is built unless it names tests of the collector.
+# COVERAGE=1 also measures which branches the tests take; CI does. TESTS holds arguments for pytest. With it, nothing is built unless it names tests of the collector.
 .PHONY: test
 test: $(VENV)/.developed $(if $(TESTS),$(if $(findstring collector,$(TESTS)),programs),$(VENV)/.proto programs) ## Run all tests except those of `make test-backends`, or only TESTS="tests/test_event.py"
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else ifndef COVERAGE
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
 else
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest --numprocesses=3 --dist=worksteal

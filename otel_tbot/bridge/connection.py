@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         # For each of the parser's requests: the response, or the outcome to wait for.
         self._answers: deque[Response | asyncio.Future[Outcome]] = deque()
         self._is_stopping = False
+        self._has_request = False
         self._is_in_request = False
         self._is_writable = True
         self._is_ending = False
@@ -74,12 +75,13 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def stop(self) -> None:
-        """Closes the connection after the request that has begun, if one has."""
+        """Closes the connection after the request that has begun, or that a new client is about to send."""
         self._is_stopping = True
         if self.is_answering:
             return
         self._deadline = min(self._deadline, time.monotonic() + STOPPING_SECONDS)
-        if not self._answers and not self._parser.is_in_request and self._transport is not None:
+        is_idle = self._has_request and not self._answers and not self._parser.is_in_request
+        if is_idle and self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=1, low=0)
         self._wait(READ_SECONDS)
         if self._is_stopping:
-            self._transport.close()
+            self.stop()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Forgets the connection. Events that it has reported are sent all the same."""
@@ -107,6 +109,7 @@ class Connection(asyncio.Protocol):
         if parser.is_in_request != self._is_in_request or len(parser.requests) > len(self._answers):
             self._is_in_request = parser.is_in_request
             for request in tuple(parser.requests)[len(self._answers) :]:
+                self._has_request = True
                 self._answers.append(self._submit(request))
             if self._is_in_request and not self._answers:
                 self._wait(READ_SECONDS)

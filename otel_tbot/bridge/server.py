@@ -68,6 +68,7 @@ _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _NOT_ACCEPTED: Final = "connections could not be accepted yet, and wait"
 _EXHAUSTED_REMEDY: Final = "raise the limit of open files or of memory"
 _OTHER_FILES: Final = 256
+_BACKLOG: Final = 1024
 
 logger = logging.getLogger("otel_tbot")
 
@@ -139,11 +140,11 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         if host == "::" and socket.has_dualstack_ipv6():
-            listener = socket.create_server((host, port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+            listener = socket.create_server((host, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
         else:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, address = found[0]
-            listener = socket.create_server(address[:2], family=family, backlog=1024)
+            listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
     # Accepted connections inherit both.
@@ -255,6 +256,7 @@ class _Server:
         print(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201  # the result
         await self._is_stopping.wait()
         accepting.cancel()
+        self._accept_connected()
         self._listener.close()
         await self._stop()
         ticking.cancel()
@@ -270,15 +272,28 @@ class _Server:
             except OSError as error:
                 await self._recover(error.errno or 0)
                 continue
-            if len(self._connections) >= self._max_connections and not self._make_room():
-                client.close()
-                continue
-            connection = Connection(
-                self._bridge, idle_seconds=self._idle_seconds, on_change=self._order, on_lost=self._forget
-            )
-            self._waiting[connection] = None
-            self._connections[connection] = loop.create_task(self._connect(connection, client))
+            self._add(client)
             await asyncio.sleep(0)
+
+    def _accept_connected(self) -> None:
+        """Accepts the clients that have connected already: with the listener, the system would reset them."""
+        try:
+            for _ in range(_BACKLOG):
+                client, _ = self._listener.accept()
+                client.setblocking(False)
+                self._add(client)
+        except OSError:
+            pass  # there are no more, or no more can be accepted
+
+    def _add(self, client: socket.socket) -> None:
+        if len(self._connections) >= self._max_connections and not self._make_room():
+            client.close()
+            return
+        connection = Connection(
+            self._bridge, idle_seconds=self._idle_seconds, on_change=self._order, on_lost=self._forget
+        )
+        self._waiting[connection] = None
+        self._connections[connection] = asyncio.get_running_loop().create_task(self._connect(connection, client))
 
     async def _recover(self, number: int) -> None:
         """Handles the error *number* of accept. The connections that wait for it are not lost."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -649,6 +650,22 @@ def test_a_half_sent_report_still_comes_after_sigterm():
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
     assert session_id in [s for r in server.requests for s in r.session_ids]
+
+
+@pytest.mark.parametrize("connected", [1, 50])
+def test_a_report_of_a_client_that_has_connected_still_comes_after_sigterm(connected):
+    """A client that has connected, and not sent anything yet, is not cut short: tbot does not try again."""
+    body, _ = a_report()
+    head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(bridge.connect()) for _ in range(connected)]
+            bridge.ask_to_end()
+            for connection in connections:
+                connection.sendall(head + body)
+
+            assert [b"HTTP/1.1 200"] * connected == [connection.recv(4096)[:12] for connection in connections]
+        assert 0 == bridge.end()
 
 
 def test_time_is_that_of_the_receipt_in_whole_seconds():
