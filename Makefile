@@ -54,7 +54,7 @@ programs: ## Build the programs for `make test`, once: the Collector, VictoriaLo
 
 .PHONY: test-unit
 test-unit: $(VENV)/.developed ## Run the tests that need nothing that is built
-	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not collector and not reporter and not backends"
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not programs and not backends" --ignore=tests/repository
 
 .PHONY: matrix
 matrix: ## Run the unit tests on each CPython from 3.11 to 3.13 that is installed

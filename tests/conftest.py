@@ -99,3 +99,14 @@ def strace() -> str:
     if path is None:
         skip_or_fail("strace is not installed")
     return str(path)
+
+
+# The fixtures that need a program; their tests are not part of `make test-unit`.
+_PROGRAM_FIXTURES = frozenset(("generated", "helm", "otelcol", "reporter", "victorialogs"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that need a program."""
+    for item in items:
+        if _PROGRAM_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.programs)
