@@ -593,7 +593,10 @@ def ipv6_forwarder(url: str):
             pass
 
     def serve() -> None:
-        incoming, _ = listener.accept()
+        try:
+            incoming, _ = listener.accept()
+        except OSError:
+            return  # closed before a client connected
         outgoing = socket.create_connection(target)
         back = threading.Thread(target=copy, args=(outgoing, incoming, bytearray()), daemon=True)
         back.start()
