@@ -95,12 +95,11 @@ class _GrpcExchange:
 
     def __init__(self, config: "OtlpConfig", endpoint: "Endpoint", *, has_threads: bool) -> None:
         from otel_tbot.otlp.grpc_transport import GrpcStatusError, GrpcTransport
-        from otel_tbot.otlp.tls import read_pem_files
 
         self._status_error = GrpcStatusError
         self._signal = config.signal
         self.transport: GrpcTransport = GrpcTransport(
-            config, endpoint, user_agent=_USER_AGENT, read_pem_files=read_pem_files, has_threads=has_threads
+            config, endpoint, user_agent=_USER_AGENT, read_pem_files=_read_pem_files, has_threads=has_threads
         )
 
     def send(self, body: bytes, deadline: float) -> Result:
@@ -116,6 +115,13 @@ def _build_context(config: "OtlpConfig") -> "ssl.SSLContext":
     from otel_tbot.otlp.tls import build_context
 
     return build_context(config)
+
+
+def _read_pem_files(config: "OtlpConfig") -> tuple[bytes, bytes | None, bytes | None]:
+    # As above: a relay over gRPC without TLS does not load the module ssl for it.
+    from otel_tbot.otlp.tls import read_pem_files
+
+    return read_pem_files(config)
 
 
 def _to_status(error: Exception) -> str:
