@@ -236,6 +236,7 @@ class _Server:
         self._connections: dict[Connection, asyncio.Task[None] | None] = {}
         # Those that wait for their client, in the order in which they began to.
         self._waiting: dict[Connection, None] = {}
+        self._accepts_again: asyncio.TimerHandle | None = None
         self._is_stopping = asyncio.Event()
         self._is_empty = asyncio.Event()
 
@@ -249,34 +250,39 @@ class _Server:
         loop.add_signal_handler(signal.SIGHUP, self._files.reload)
         self._files.check()
         self._listener.setblocking(False)
-        accepting = loop.create_task(self._accept())
+        loop.add_reader(self._listener, self._accept)
         ticking = loop.create_task(self._tick())
         host, port = self._listener.getsockname()[:2]
         scheme = "https" if self._files.tls else "http"
         print(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201  # the result
         await self._is_stopping.wait()
-        accepting.cancel()
-        self._accept_connected()
-        self._listener.close()
+        self._stop_accepting()
         await self._stop()
         ticking.cancel()
         self._warnings.flush()
         # Asked again from here on, when asyncio no longer handles signals, the process would not end with status 0.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
-                await self._recover(error.errno or 0)
-                continue
-            self._add(client)
-            await asyncio.sleep(0)
+    def _accept(self) -> None:
+        """Accepts the client that has connected.
 
-    def _accept_connected(self) -> None:
-        """Accepts the clients that have connected already: with the listener, the system would reset them."""
+        Not by `loop.sock_accept`: cancelled just when a client connects, it still uses the closed listener.
+        """
+        try:
+            client, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # the client has gone again
+        except OSError as error:
+            self._recover(error.errno or 0)
+            return
+        client.setblocking(False)
+        self._add(client)
+
+    def _stop_accepting(self) -> None:
+        """Closes the listener, after the clients that have connected: the system would reset their connections."""
+        if self._accepts_again is not None:
+            self._accepts_again.cancel()
+        asyncio.get_running_loop().remove_reader(self._listener)
         try:
             for _ in range(_BACKLOG):
                 client, _ = self._listener.accept()
@@ -284,6 +290,7 @@ class _Server:
                 self._add(client)
         except OSError:
             pass  # there are no more, or no more can be accepted
+        self._listener.close()
 
     def _add(self, client: socket.socket) -> None:
         if len(self._connections) >= self._max_connections and not self._make_room():
@@ -295,10 +302,9 @@ class _Server:
         self._waiting[connection] = None
         self._connections[connection] = asyncio.get_running_loop().create_task(self._connect(connection, client))
 
-    async def _recover(self, number: int) -> None:
+    def _recover(self, number: int) -> None:
         """Handles the error *number* of accept. The connections that wait for it are not lost."""
         if number in _CLIENT_ERRORS:
-            await asyncio.sleep(0)
             return
         name = errno.errorcode.get(number, "unknown error")
         problem = f"{_NOT_ACCEPTED} ({name})"
@@ -306,7 +312,9 @@ class _Server:
             problem = f"{problem}; {_EXHAUSTED_REMEDY}"
             self._make_room()
         self._warnings.add(problem)
-        await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        self._accepts_again = loop.call_later(ACCEPT_PAUSE_SECONDS, loop.add_reader, self._listener, self._accept)
 
     async def _connect(self, connection: Connection, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()

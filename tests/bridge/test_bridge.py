@@ -357,6 +357,35 @@ def test_sigterm_answers_what_it_holds():
     assert "" == bridge.written
 
 
+CONNECTS_AT_SIGTERM = """
+import asyncio, socket
+from otel_tbot.__main__ import main
+
+create_server, set_event, listeners, clients = socket.create_server, asyncio.Event.set, [], []
+
+def record_listener(*arguments, **options):
+    listeners.append(create_server(*arguments, **options))
+    return listeners[-1]
+
+def connect_and_set(event):
+    if listeners[0].fileno() != -1:
+        clients.append(socket.create_connection(listeners[0].getsockname()))
+    set_event(event)
+
+socket.create_server, asyncio.Event.set = record_listener, connect_and_set
+main()
+"""
+"""Runs the command, and connects to it just when it learns of SIGTERM, before its event loop runs again."""
+
+
+def test_a_client_that_connects_at_sigterm_is_no_error():
+    """It is accepted, and nothing is written: asyncio's sock_accept would be cancelled and use a closed socket."""
+    program = (sys.executable, "-c", CONNECTS_AT_SIGTERM)
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=program) as bridge:
+        assert 0 == bridge.end()
+    assert "" == bridge.written
+
+
 def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
     """With a silent collector, clients that wait and clients that are silent: `unavailable`, and status 0."""
     answers = []

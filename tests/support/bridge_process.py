@@ -78,6 +78,8 @@ class BridgeProcess:
                 self.connect().close()
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:
+                return False  # the listener was closed while we connected
             return False
 
         poll_until(is_refused, waiting_for="the listener's end")
