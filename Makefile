@@ -56,9 +56,10 @@ programs: ## Build the programs for `make test`, once: the Collector, VictoriaLo
 test-unit: $(VENV)/.developed ## Run the tests that need nothing that is built
 	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal -m "not programs and not backends" --ignore=tests/repository
 
+# OTHERS=1 leaves out the Python of `make test`.
 .PHONY: matrix
 matrix: ## Run the unit tests on each CPython from 3.11 to 3.13 that is installed
-	@$(PYTHON) -m tools.matrix
+	@$(PYTHON) -m tools.matrix $(if $(OTHERS),--others)
 
 .PHONY: view
 view: $(VENV)/.developed collector reporter build/backends/victorialogs ## Show a small fleet's starts on a web page
