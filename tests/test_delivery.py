@@ -182,7 +182,7 @@ def test_a_deadline_that_has_passed_is_timed_out(server):
 @pytest.mark.usefixtures("_granted")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_delivery_never_raises(protocol, monkeypatch, caplog, capfd):
-    """Whatever answers at the endpoint, the outcome is not ACCEPTED, and only our logger writes."""
+    """If no collector answers at the endpoint, the outcome is not ACCEPTED, and only our logger writes."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     with refusing_port() as refusing, garbage_server() as garbage:
         for url in (
@@ -359,7 +359,7 @@ def endless_interim_server():
     ids=["silent", "silent grpc", "body trickles", "headers trickle", "interim responses", "trickles grpc"],
 )
 def test_a_missed_deadline_leaves_no_thread_and_no_descriptor(fault, protocol, monkeypatch):
-    """What a timed-out event started ends, though the collector goes on."""
+    """The thread and the connection of a timed-out event end, although the collector continues to send."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     load()
     with fault() as server:

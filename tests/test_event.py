@@ -313,14 +313,14 @@ def test_a_string_becomes_empty_its_own_beginning_or_other(text, to_value):
 
 @given(text=st.text(min_size=1), prefix=st.sampled_from(["", "18.4.1", "18.4.1-rc.1", "v1.2", "18.4.1+"]))
 def test_text_after_a_version_does_not_travel(text, prefix):
-    """Only the version is kept of a text that continues after it."""
+    """If text follows a version, only the version is kept."""
     for value in (to_version(f"{prefix}{text}"), to_helper_version(f"{prefix}{text}")):
         assert re.fullmatch(f"(?:{VERSION_PATTERN})|(?:{HELPER_VERSION_PATTERN})|{OTHER}", value)
 
 
 @given(name=st.sampled_from([*COUNTS, "run_mode", "session_id"]), text=st.text(min_size=4))
 def test_an_error_never_repeats_a_value(name, text):
-    """Whatever a field holds that it does not allow, the error is one of the fixed rules."""
+    """For any invalid value of a field, the error is one of the fixed rules."""
     # Hypothesis also tries strings of our own code, and the field allows some of them.
     assume(not any(attribute.allows(text.lower()) for attribute in ATTRIBUTES if attribute.field == name))
     rules = r"must be (one of one-shot, daemon|a whole number from 0 to 2147483647|a random \(version 4\) UUID)"

@@ -402,7 +402,7 @@ def test_run_finds_the_command_as_a_shell_would(path, tmp_path):
 def test_off_opens_no_socket_no_process_and_nothing_of_opentelemetry(value, strace, tmp_path):
     """Until the command is executed, only a granted consent makes a socket or a process; OpenTelemetry is never read.
 
-    What a start of the interpreter alone does is in the trace too: files, but no socket where HOME is set.
+    What a start of the interpreter alone does is in the trace too: files, but no socket if HOME is set.
     """
     environ = BASIC if value is None else {**BASIC, "TELEPORT_ANONYMOUS_TELEMETRY": value}
     launch = Launch(environ, is_measured=False)

@@ -138,7 +138,7 @@ class ReportingService:
             return error.response
         if isinstance(outcome, Response):
             return outcome
-        # If the client disconnects, the event is sent all the same: tbot did start.
+        # If the client disconnects, the event is still sent, because tbot did start.
         value = await asyncio.shield(outcome)
         return self.to_response(value, is_json=call.is_json, timeout_seconds=call.timeout_seconds)
 

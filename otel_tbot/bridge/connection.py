@@ -28,13 +28,13 @@ MAX_UNANSWERED: Final = 8
 STOPPING_SECONDS: Final = 1.0
 """How long a request that has begun may still take once the bridge is asked to stop."""
 
-# How long, and how much, a client may still send after its last response, before it is cut short.
+# How long, and how much, a client may still send after its last response, before its connection is aborted.
 _LINGER_SECONDS: Final = 1.0
 _LINGER_BYTES: Final = 256 * 1024
 
 
 class Connection(asyncio.Protocol):
-    """One connection. *on_change* is called when the client becomes the one to wait for, or ceases to be."""
+    """One connection. *on_change* is called when the bridge begins or ceases to wait for the client."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
             self.stop()
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Forgets the connection. Events that it has reported are sent all the same."""
+        """Forgets the connection. Events that it has reported are still sent."""
         self._on_lost(self)
 
     def data_received(self, data: bytes) -> None:

@@ -35,7 +35,7 @@ MAX_LARGE_TLS_CONNECTIONS: Final = 384
 SEND_BUFFER_BYTES: Final = 8 * 1024
 """The system's buffer for the responses of one connection. Without it, a client that does not read fills some MiB.
 
-The container pays for it. The system fills a packet of 64 KiB all the same.
+It counts towards the container's memory. The system still fills a packet of 64 KiB.
 """
 
 RECEIVE_BUFFER_BYTES: Final = 16 * 1024

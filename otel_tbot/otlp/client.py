@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from otel_tbot.settings import Endpoint
 
 _USER_AGENT: Final = f"OTel-OTLP-Exporter-Python/{sdk_version}"
-"""That of OpenTelemetry's own exporters: it says of the sender what telemetry.sdk.* says in the request."""
+"""That of OpenTelemetry's own exporters: it says the same about the sender as telemetry.sdk.* in the request."""
 
 
 class OtlpClient:

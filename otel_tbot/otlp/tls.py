@@ -91,7 +91,7 @@ def _list_directory() -> list[str]:
 
 
 def _load_directory(context: ssl.SSLContext) -> None:
-    """Loads the files of the directory, if the system's certificates are in no single file, since gRPC takes a text."""
+    """Loads the directory's files if the system has no single file of certificates, because gRPC takes a string."""
     if context.cert_store_stats()["x509_ca"]:
         return
     for path in _list_directory():

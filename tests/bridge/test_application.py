@@ -94,7 +94,7 @@ def test_a_root_path_is_not_the_beginning_of_a_name():
 
 
 def test_a_client_that_disconnects_before_its_body_is_complete_reports_nothing():
-    """Half a body is not a report, and no client is there to be answered."""
+    """Half a body is not a report, and there is no client to answer."""
     service, sent = Service(), []
 
     async def receive():

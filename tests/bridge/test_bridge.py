@@ -43,13 +43,13 @@ def environ_of(server, **more):
 
 
 def a_report(run_mode="daemon"):
-    """A report, and its session id."""
+    """Returns a report and its session id."""
     report = to_report(TbotStart(run_mode=run_mode, version="18.4.1", join_type="iam"))
     return report.SerializeToString(), report.distinct_id
 
 
 def post(bridge, body=None, *, path=PROCEDURE, **headers):
-    """Posts a report; the answer."""
+    """Posts a report, and returns the response."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return requests.post(bridge.url + path, data=body or a_report()[0], headers=PROTO | named, timeout=60)
 
@@ -113,7 +113,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("fault", REFUSALS.values(), ids=REFUSALS)
 def test_an_event_that_the_collector_does_not_accept_is_unavailable(fault):
-    """The answer says so, and tells nothing of the collector."""
+    """The response says so, and contains nothing that the collector sent."""
     with fault() as server:
         environ = environ_of(server, OTEL_TBOT_TIMEOUT="200")
         with BridgeProcess(environ) as bridge:
@@ -124,7 +124,7 @@ def test_an_event_that_the_collector_does_not_accept_is_unavailable(fault):
 
 
 def test_a_client_s_own_timeout_ends_its_wait():
-    """Connect-Timeout-Ms: `deadline_exceeded`, though the bridge would wait longer."""
+    """After Connect-Timeout-Ms the client gets `deadline_exceeded`, although the bridge would wait longer."""
     with silent_server() as server, BridgeProcess(environ_of(server)) as bridge:
         answer = post(bridge, Connect_Timeout_Ms="50")
 
@@ -132,7 +132,7 @@ def test_a_client_s_own_timeout_ends_its_wait():
 
 
 def raw(bridge, request, *, until_closed=True):
-    """Sends bytes; returns what comes back until the connection is closed, b"" if nothing does."""
+    """Sends bytes, and returns everything that arrives until the connection is closed; b"" if it is reset."""
     with bridge.connect() as connection:
         try:
             connection.sendall(request)
@@ -145,7 +145,7 @@ def raw(bridge, request, *, until_closed=True):
 
 
 def is_closed(connection):
-    """Whether the other side closes *connection* without a word, once it does."""
+    """Waits for the other side; returns whether it closes *connection* without sending anything."""
     try:
         return b"" == connection.recv(1)
     except ConnectionError:
@@ -153,7 +153,7 @@ def is_closed(connection):
 
 
 def list_descriptors(pid):
-    """The descriptors of a process."""
+    """Returns the descriptors of a process."""
     return {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
 
 
@@ -169,12 +169,12 @@ REQUESTS = {
     "no event": (400, {"body": b"\x0a\x01x"}),
 }
 BYTES = {
-    "no HTTP": b"\x16\x03\x01" + CANARY.encode() * 10 + b"\r\n\r\n",
-    "a head without end": HEAD + b"X: " + b"x" * (3 * MAX_HEAD_BYTES),
-    "too large a head": HEAD + b"X: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+    "not HTTP": b"\x16\x03\x01" + CANARY.encode() * 10 + b"\r\n\r\n",
+    "headers without end": HEAD + b"X: " + b"x" * (3 * MAX_HEAD_BYTES),
+    "too large headers": HEAD + b"X: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
     "too many headers": HEAD + b"X: x\r\n" * (MAX_HEADERS + 1) + b"\r\n",
     "too long a path": b"POST /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a path of no text": b"POST /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a path that is not text": b"POST /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
     "a body without end": HEAD + b"Content-Length: 10000000\r\n\r\n" + b"x" * (MAX_REQUEST_BYTES + 200_000),
     "chunks without end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n" * 40,
     "two lengths": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
@@ -182,7 +182,7 @@ BYTES = {
 
 
 def test_bad_requests_are_rejected_and_a_good_one_is_still_served():
-    """A Connect error or an HTTP status where the request reaches the application, else a closed connection."""
+    """Each gets a Connect error or an HTTP status, which repeats nothing of the request."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         for name, (status, request) in REQUESTS.items():
             assert status == post(bridge, **request).status_code, name
@@ -205,7 +205,7 @@ def test_bad_requests_are_rejected_and_a_good_one_is_still_served():
 
 
 def test_a_broken_rule_is_named_and_its_value_is_not():
-    """invalid_argument, with the field and the rule."""
+    """The error `invalid_argument` names the field and the rule."""
     report = to_report(TbotStart(run_mode="daemon"))
     report.distinct_id = CANARY
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
@@ -216,7 +216,7 @@ def test_a_broken_rule_is_named_and_its_value_is_not():
 
 
 def test_fields_of_a_later_tbot_are_ignored():
-    """Unknown protobuf fields and unknown JSON fields do not keep an event from its way."""
+    """A report with an unknown protobuf field is accepted, and the field is not sent."""
     body, _ = a_report()
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         assert 200 == post(bridge, body + b"\xfa\x7f\x06canary").status_code
@@ -225,8 +225,8 @@ def test_fields_of_a_later_tbot_are_ignored():
     assert "canary" not in str(server.requests)
 
 
-def test_too_many_waiting_reports_are_refused_at_once():
-    """Above the bound a report is `resource_exhausted`, at once, and later ones are served again."""
+def test_too_many_waiting_reports_are_rejected_at_once():
+    """One report above the bound gets `resource_exhausted` at once, and later reports are accepted again."""
     script = """
 import asyncio, sys
 from otel_tbot.bridge import batching
@@ -242,20 +242,20 @@ main()
             threads = [threading.Thread(target=lambda: answers.append(post(bridge))) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            # The collector has answered none of them, so this is one that did not have to wait.
-            poll_until(lambda: answers, waiting_for="a refusal")
-            refused = answers[0]
+            # The collector has not responded yet, so the first response is for the report that did not have to wait.
+            poll_until(lambda: answers, waiting_for="a rejection")
+            rejected = answers[0]
             gate.set()
             for thread in threads:
                 thread.join()
             assert 200 == post(bridge).status_code
 
-    assert (429, "resource_exhausted") == (refused.status_code, refused.json()["code"])
+    assert (429, "resource_exhausted") == (rejected.status_code, rejected.json()["code"])
     assert [200, 200, 200] == [answer.status_code for answer in answers[1:]]
 
 
 def test_a_client_that_leaves_does_not_disturb_the_others():
-    """A connection that breaks while its report waits: its event arrives, and so do those after it."""
+    """If a client disconnects while its report waits, its event still arrives, and so do later ones."""
     gate = threading.Event()
     body, left = a_report()
     with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
@@ -271,7 +271,7 @@ def test_a_client_that_leaves_does_not_disturb_the_others():
 
 
 def test_a_thousand_silent_clients_do_not_keep_honest_ones_out():
-    """Silent, half a head, half a body: reports are served meanwhile, memory is bounded, and SIGTERM ends it."""
+    """While clients send nothing, half of their headers or half of a body, reports are accepted in bounded memory."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         for _ in range(3):
             assert 200 == post(bridge).status_code
@@ -294,7 +294,7 @@ def test_a_thousand_silent_clients_do_not_keep_honest_ones_out():
 
 
 def test_silent_clients_are_closed():
-    """A client that does not finish a request is closed in a while, whichever part it keeps back."""
+    """The bridge closes the connection of a client that does not finish its request, in its headers or in its body."""
     in_body = HEAD + b"Content-Type: application/proto\r\nContent-Length: 9\r\n\r\nx"
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         held = [bridge.connect() for _ in range(4)]
@@ -306,7 +306,7 @@ def test_silent_clients_are_closed():
 
 
 def test_at_the_limit_of_connections_the_longest_silent_gives_way():
-    """With room for few, an honest client is served while silent ones fill the rest."""
+    """If silent clients hold all connections, the one that has been silent longest is closed for a new client."""
     script = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (276, 276))
@@ -325,8 +325,8 @@ main()
     assert 1 == len(server.requests)
 
 
-def test_health_and_readiness_differ():
-    """Alive and ready while it serves, whatever the collector does; neither needs the secret path."""
+def test_health_and_readiness_do_not_depend_on_the_collector():
+    """/healthz and /readyz succeed while the bridge serves, although the collector is unreachable."""
     with refusing_port() as url, BridgeProcess(PATIENT | {"OTEL_EXPORTER_OTLP_ENDPOINT": url}) as bridge:
         assert 200 == requests.get(f"{bridge.url}/healthz", timeout=60).status_code
         assert 200 == requests.get(f"{bridge.url}/readyz", timeout=60).status_code
@@ -335,7 +335,7 @@ def test_health_and_readiness_differ():
 
 
 def test_sigterm_answers_what_it_holds():
-    """A report that waits for the collector is answered after SIGTERM; new connections are not taken; status 0."""
+    """After SIGTERM a waiting report is answered, new connections are refused, and the status is 0."""
     gate = threading.Event()
     answers = []
     with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
@@ -375,11 +375,11 @@ def connect_and_set(event):
 socket.create_server, asyncio.Event.set = record_listener, connect_and_set
 main()
 """
-"""Runs the command, and connects to it just when it learns of SIGTERM, before its event loop runs again."""
+"""Runs the command, and connects to it when it receives SIGTERM, before its event loop runs again."""
 
 
 def test_a_client_that_connects_at_sigterm_is_no_error():
-    """It is accepted, and nothing is written: asyncio's sock_accept would be cancelled and use a closed socket."""
+    """The client is accepted, and nothing is written; a cancelled sock_accept of asyncio would use a closed socket."""
     program = (sys.executable, "-c", CONNECTS_AT_SIGTERM)
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=program) as bridge:
         assert 0 == bridge.end()
@@ -387,7 +387,7 @@ def test_a_client_that_connects_at_sigterm_is_no_error():
 
 
 def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
-    """With a silent collector, clients that wait and clients that are silent: `unavailable`, and status 0."""
+    """With a silent collector and a silent client, reports that wait get `unavailable`, and the status is 0."""
     answers = []
     with silent_server() as server, BridgeProcess(environ_of(server)) as bridge:
         threads = [threading.Thread(target=lambda: answers.append(post(bridge).status_code)) for _ in range(3)]
@@ -406,7 +406,7 @@ def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
 
 
 def test_only_reports_on_the_secret_path_are_taken(tmp_path):
-    """With --path-prefix-file any other path is not found; tbot keeps the path of its address."""
+    """With --path-prefix-file, a report on any other path gets 404, and the secret is in no argument."""
     secret = uuid.uuid4().hex
     (tmp_path / "prefix").write_text(f"{secret}\n")
     with OtlpHttpServer() as server:
@@ -423,7 +423,7 @@ def test_only_reports_on_the_secret_path_are_taken(tmp_path):
 
 
 def run_bridge(*arguments, **environ):
-    """Runs the command if it cannot serve; returns its end."""
+    """Runs a bridge that cannot serve, and returns the finished command."""
     return subprocess.run(
         [LAUNCHER[0], "bridge", "--listen", "127.0.0.1:0", *arguments],
         env={"PATH": os.environ["PATH"], **MEASURED, **environ},
@@ -434,7 +434,6 @@ def run_bridge(*arguments, **environ):
     )
 
 
-NOT_ON = "TELEPORT_ANONYMOUS_TELEMETRY: set, but not to a value that means on; unset it"
 STARTS = {
     "no": (
         {"TELEPORT_ANONYMOUS_TELEMETRY": "0"},
@@ -471,7 +470,7 @@ STARTS = {
 
 @pytest.mark.parametrize(("environ", "arguments", "rule"), STARTS.values(), ids=STARTS)
 def test_a_bridge_that_must_not_or_cannot_run_says_why(environ, arguments, rule):
-    """Status 2, one line with place, rule and remedy, and no listening."""
+    """It ends with status 2 and one line with place, rule and remedy, and does not listen."""
     finished = run_bridge(*arguments, **environ)
 
     assert (2, "") == (finished.returncode, finished.stdout)
@@ -481,7 +480,7 @@ def test_a_bridge_that_must_not_or_cannot_run_says_why(environ, arguments, rule)
 
 
 def test_a_variable_of_the_tls_library_keeps_no_bridge_from_starting(tmp_path):
-    """SSLKEYLOGFILE is for debugging: without TLS no file of it is opened, and one that cannot be is no matter."""
+    """Without TLS, the file that SSLKEYLOGFILE names is not opened, so a name that cannot be opened changes nothing."""
     path = tmp_path / "keys"
     with OtlpHttpServer() as server:
         for name in (str(path), "/nonexistent/keys"):
@@ -493,7 +492,7 @@ def test_a_variable_of_the_tls_library_keeps_no_bridge_from_starting(tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
 def test_a_port_that_is_taken_is_status_1(address):
-    """Not wrong usage, but nothing that it could do: one line."""
+    """A taken port is not wrong usage: the status is 1, and one line says what is wrong."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address.strip("[]"), 0), family=family) as taken:
         finished = run_bridge("--listen", f"{address}:{taken.getsockname()[1]}")
@@ -504,7 +503,7 @@ def test_a_port_that_is_taken_is_status_1(address):
 
 
 def test_nothing_of_a_client_is_written_even_at_debug():
-    """No address and no header of a client, good or bad, in what it writes with every logger at DEBUG."""
+    """With every logger at DEBUG, the bridge writes neither the address nor a header of any client."""
     script = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG)
@@ -533,7 +532,7 @@ main()
 
 
 def test_its_own_metrics_are_exported_only_if_asked_for():
-    """OTEL_METRICS_EXPORTER=otlp: counts and durations on the bridge's own resource, apart from the events."""
+    """OTEL_METRICS_EXPORTER=otlp exports counts and durations on the bridge's own resource, not with the events."""
     report = to_report(TbotStart(run_mode="daemon"))
     report.distinct_id = CANARY
     with OtlpHttpServer() as server, OtlpHttpServer() as metrics:
@@ -568,8 +567,8 @@ def test_its_own_metrics_are_exported_only_if_asked_for():
     } == points.keys()
     assert "5" == points["otel_tbot.bridge.reports.received"][0]["as_int"]
     assert "3" == points["otel_tbot.bridge.reports.accepted"][0]["as_int"]
-    (refused,) = points["otel_tbot.bridge.reports.rejected"]
-    assert ("2", "invalid_argument") == (refused["as_int"], refused["attributes"][0]["value"]["string_value"])
+    (rejected,) = points["otel_tbot.bridge.reports.rejected"]
+    assert ("2", "invalid_argument") == (rejected["as_int"], rejected["attributes"][0]["value"]["string_value"])
     assert "3" == points["otel_tbot.bridge.export.duration"][0]["count"]
     assert CANARY not in str(sent)
     assert {"/v1/logs"} == {request.path for request in server.requests}
@@ -578,7 +577,7 @@ def test_its_own_metrics_are_exported_only_if_asked_for():
 
 @pytest.mark.parametrize("value", ["none", "", "unheard-of", " , none"])
 def test_metrics_that_cannot_be_sent_do_not_delay_events(value):
-    """An exporter that is not installed gives one line; the value none gives nothing."""
+    """One line names an exporter that is not installed; with `none` or an empty value, nothing is written."""
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server, OTEL_METRICS_EXPORTER=value)) as bridge:
         assert 200 == post(bridge).status_code
     rule = "OTEL_METRICS_EXPORTER: no exporter of that name is installed; use otlp, prometheus or none\n"
@@ -590,7 +589,7 @@ def test_metrics_that_cannot_be_sent_do_not_delay_events(value):
 
 @pytest.mark.parametrize("lifespan", ["on", "off"])
 def test_it_is_an_application_for_other_servers(lifespan):
-    """`otel_tbot.bridge:app` under uvicorn, with and without a lifespan."""
+    """uvicorn serves `otel_tbot.bridge:app`, with and without a lifespan."""
     with OtlpHttpServer() as server:
         script = f"""
 import asyncio, signal, socket, uvicorn
@@ -611,7 +610,7 @@ asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 def test_an_application_that_must_not_run_fails_its_lifespan():
-    """Another server is told the reason at startup."""
+    """The other server gets the reason at startup."""
     sent = []
 
     async def receive():
@@ -633,7 +632,7 @@ def test_an_application_that_must_not_run_fails_its_lifespan():
 
 
 def test_after_consent_is_withdrawn_nothing_is_sent():
-    """Consent is asked at every export: the answer is `unavailable`, and no event arrives."""
+    """Consent is checked before each export: the outcome is `off`, and no event arrives."""
     environ = {}
 
     async def run(server):
@@ -652,7 +651,7 @@ def test_after_consent_is_withdrawn_nothing_is_sent():
 
 
 def test_a_connection_serves_many_reports_and_pipelined_ones():
-    """Requests one behind the other, also sent at once, are each answered, in order."""
+    """Each of several requests on one connection is answered, even if they are sent at once."""
     body, _ = a_report()
     request = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
@@ -666,7 +665,7 @@ def test_a_connection_serves_many_reports_and_pipelined_ones():
 
 
 def test_a_half_sent_report_still_comes_after_sigterm():
-    """Bytes that are on their way when the end is asked for still make a report."""
+    """A report whose headers arrived before SIGTERM and whose body arrives after it is accepted."""
     body, session_id = a_report()
     head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
@@ -683,7 +682,7 @@ def test_a_half_sent_report_still_comes_after_sigterm():
 
 @pytest.mark.parametrize("connected", [1, 50])
 def test_a_report_of_a_client_that_has_connected_still_comes_after_sigterm(connected):
-    """A client that has connected, and not sent anything yet, is not cut short: tbot does not try again."""
+    """A client that connected before SIGTERM can still send its report, because tbot does not try again."""
     body, _ = a_report()
     head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:

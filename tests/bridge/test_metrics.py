@@ -60,7 +60,7 @@ def test_the_exporter_prometheus_opens_its_own_port_too(host):
 
 @pytest.mark.parametrize("value", ["taken", "canary", "70000"])
 def test_a_port_that_prometheus_cannot_open_is_one_clear_line(value):
-    """Reports are accepted all the same, and /metrics has the metrics."""
+    """Reports are still accepted, and /metrics has the metrics."""
     with OtlpHttpServer() as server, socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1]) if value == "taken" else value
         settings = PROMETHEUS | {"OTEL_EXPORTER_PROMETHEUS_PORT": port, "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}

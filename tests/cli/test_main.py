@@ -220,7 +220,7 @@ def test_a_refused_or_unreachable_collector_is_status_1():
 
 @pytest.mark.parametrize("consent", [None, "0", "", "no", "False"])
 def test_emit_off_sends_nothing_and_reads_nothing(consent, tmp_path):
-    """Off: status 0 and a line that says so, whatever the file is."""
+    """With telemetry off, the status is 0 and a line says so; the file is not read."""
     environ = {} if consent is None else {"TELEPORT_ANONYMOUS_TELEMETRY": consent}
     with OtlpHttpServer() as server:
         finished = run_command("emit", "-c", str(tmp_path / "none"), OTEL_EXPORTER_OTLP_ENDPOINT=server.url, **environ)

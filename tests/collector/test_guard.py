@@ -268,7 +268,7 @@ def test_the_honest_event_passes_unchanged(signal, protocol, otelcol, tmp_path):
 
 @pytest.mark.parametrize("signal", ["log", "span"])
 def test_attributes_come_in_one_order(signal, otelcol, tmp_path):
-    """In whichever order a sender has them, attributes leave in the order of the table."""
+    """Attributes leave in the order of the table, in any order that a sender has them."""
     request, session_id = an_event(signal)
     for part in (parts_of(request)[0], record_of(request)):
         reverse = list(reversed(part.attributes))

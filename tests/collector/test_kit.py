@@ -161,7 +161,7 @@ def test_every_accepted_event_arrives_although_agent_and_gateway_are_killed(otel
         )
         arrived = session_ids_of(fleet.behind)
     twice = len(arrived) - len(set(arrived))
-    print(f"accepted {len(accepted)}, rejected {len(rejected)}, twice {twice}")  # noqa: T201  # what was counted
+    print(f"accepted {len(accepted)}, rejected {len(rejected)}, twice {twice}")  # noqa: T201  # for the log of the run
 
     assert EVENTS <= len(accepted)
     assert set(arrived) <= accepted | rejected

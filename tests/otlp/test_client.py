@@ -214,7 +214,7 @@ def test_only_an_acceptance_is_accepted_over_http(answer, outcome, signal):
 
 
 def test_a_redirect_is_not_followed():
-    """The event does not go where a redirect says."""
+    """The event is not sent to the address that a redirect names."""
     with OtlpHttpServer() as elsewhere:
         for status in (301, 302, 303, 307, 308):
             with OtlpHttpServer(Answer(status=status, headers={"Location": elsewhere.url + "/v1/logs"})) as server:

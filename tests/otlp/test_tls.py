@@ -92,6 +92,20 @@ def test_grpc_s_and_other_programs_certificates_are_not_trusted(protocol, tmp_pa
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_secrets_of_a_connection_are_not_written(protocol, tmp_path):
+    """SSLKEYLOGFILE names a file that Python's default context opens, and `emit` does not."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    variable = {"SSLKEYLOGFILE": str(tmp_path / "secrets")}
+    with tls_server(protocol, authority) as server:
+        assert "accepted" == emit(environ_of(server, protocol, CERTIFICATE=tmp_path / "authority.pem") | variable)
+
+    assert not (tmp_path / "secrets").exists()
+    subprocess.run([sys.executable, "-c", "import ssl; ssl.create_default_context()"], env=variable, check=True)
+    assert (tmp_path / "secrets").exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_intermediate_certificate_is_an_anchor(protocol, tmp_path):
     """A file with an intermediate authority and without its root is enough."""
     root = trustme.CA()
@@ -164,7 +178,7 @@ def test_an_encrypted_key_is_one_error_and_never_a_prompt(protocol, tmp_path):
         build_context(resolve_config(environ))
 
     assert "OTEL_EXPORTER_OTLP_CLIENT_KEY: is encrypted; use a key without a passphrase" == str(raised.value)
-    # Under a terminal, as a user has it: the answer comes at once, without a question.
+    # On a terminal, as a user has it: the error comes at once, without a prompt.
     on = {"TELEPORT_ANONYMOUS_TELEMETRY": "1", "OTEL_TBOT_TIMEOUT": "60000"}
     script = f"import pty, sys; sys.exit(pty.spawn([sys.executable, '-c', {EMIT!r}]) != 0)"
     finished = subprocess.run(

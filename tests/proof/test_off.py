@@ -70,7 +70,7 @@ EXCEPTED = {
     "logs exporter": _SDK,
     "traces exporter": _SDK,
 }
-# A bridge takes its consent from the reports, so it is off only if the variable is set to a value that means off.
+# A bridge takes its consent from the reports, so it is off only if the variable has a value that does not mean on.
 ROWS = [(entry_point, off) for entry_point in ENTRY_POINTS for off in OFF if (entry_point, off) != ("bridge", "unset")]
 HOMELESS = [(entry_point, "'0'") for entry_point in ENTRY_POINTS]
 

@@ -86,7 +86,7 @@ def make_no_bytecode(_folder: Path) -> list[str]:
 
 
 def report_behind(launcher: list[str], folder: Path, environ: dict[str, str]) -> tuple[int, str]:
-    """What a report gets behind *launcher*, started in *folder*; nothing may be on stderr."""
+    """Returns the response to a report behind *launcher*, started in *folder*; fails if stderr is not empty."""
     launch = Launch(BASIC | CONSENT | PATIENT | environ, is_measured=False)
     script = ["sh", "-c", "echo $TELEPORT_ANONYMOUS_TELEMETRY_ADDRESS; exec cat"]
     process = launch.start(script, launcher=(*launcher, "run", "--"), cwd=folder)
@@ -187,7 +187,7 @@ def test_a_probe_says_why_there_is_no_relay(environ, reason):
 
 
 def test_the_relay_needs_neither_proc_nor_dev_fd(tmp_path):
-    """If /proc is empty, and /dev/fd with it, the event arrives all the same."""
+    """Even if /proc is empty, and /dev/fd with it, the event arrives."""
     front = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     tried = subprocess.run([*front, "test", "!", "-e", "/dev/fd"], capture_output=True, check=False)
     if tried.returncode:

@@ -269,7 +269,7 @@ def test_the_image_has_a_digest_or_a_tag(arguments, image):
 
 
 def test_both_ip_families_are_served():
-    """The Services are dual stack where the cluster is, and no address of a pod names one family."""
+    """The Services are dual stack if the cluster is, and no address of a pod names one family."""
     release = Release("default")
     arguments, environ = read_container(release.pods()[0])
     _, collector = read_container(release.pods()[1])
@@ -524,7 +524,7 @@ def test_the_lines_for_tbot_are_the_same_everywhere():
 
 
 def test_the_commands_for_the_secret_give_both_namespaces_the_same_prefix(kubectl, tmp_path):
-    """The page's commands, by the real kubectl where no cluster is needed: a prefix of the right form, twice."""
+    """The page's commands put one prefix of the right form into both; kubectl is real for what needs no cluster."""
     blocks = [
         example.text
         for example in Page(ROOT / "docs" / "how-to" / "kubernetes.md").examples()

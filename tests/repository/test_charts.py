@@ -30,7 +30,7 @@ def test_a_chart_shows_what_was_measured_last(chart):
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
 def test_the_page_shows_each_chart_and_says_what_it_shows(chart):
-    """No chart is drawn for nothing, and each has a text for those who cannot see it."""
+    """Each chart is on the page, with a description for readers who cannot see it."""
     assert re.search(rf"!\[.{{20,}}\]\(\.\./pictures/{chart.name}\.svg\)", PAGE)
 
 

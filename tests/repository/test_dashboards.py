@@ -78,7 +78,7 @@ def test_a_panel_says_what_other_and_unknown_mean(panel):
 
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
 def test_every_variable_of_a_query_exists(dashboard, panel):
-    """Each query of events has the four filters, and no query or link names a variable that there is not."""
+    """Each query of events has the four filters, and each variable that a query or link names exists."""
     texts = [target["expr"] for target in panel["targets"]]
     texts += [link["url"] for link in panel["fieldConfig"]["defaults"].get("links", ())]
     named = {name for text in texts for name in re.findall(r"\$\{(\w+)[:}]", text)} - {"__url_time_range"}
@@ -106,7 +106,7 @@ def test_a_panel_links_to_its_events(dashboard, panel):
 
 
 def test_both_dashboards_have_the_same_panels():
-    """What one event store shows, the other shows too; and each panel of events has its known numbers."""
+    """Both event stores have the same panels, and for each panel of events the numbers are known."""
     shapes = [[(p["type"], p["title"], p["gridPos"]) for p in list_panels(d)] for d in DASHBOARDS.values()]
 
     assert shapes[0] == shapes[1]

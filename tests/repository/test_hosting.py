@@ -157,12 +157,14 @@ def test_every_target_of_the_ci_script_has_a_job():
 
 
 def test_dependabot_looks_at_every_place_with_dependencies():
-    """Each go.mod, package.json, Containerfile and requirements file is in dependabot.yml, and nothing else is."""
+    """Each go.mod, package.json, Containerfile, Compose and requirements file is in dependabot.yml, no other."""
     updates = {update["package-ecosystem"]: update for update in read_dependabot()["updates"]}
     modules = sorted(f"/{path.parent.relative_to(ROOT)}" for path in (ROOT / "go").rglob("go.mod"))
+    compose = sorted(f"/{path.parent.relative_to(ROOT)}" for path in ROOT.glob("*/compose.yaml"))
 
-    assert {"pip", "gomod", "github-actions", "docker", "npm"} == set(updates)
+    assert {"pip", "gomod", "github-actions", "docker", "docker-compose", "npm"} == set(updates)
     assert modules == updates["gomod"]["directories"]
+    assert compose == updates["docker-compose"]["directories"]
     assert ("/requirements", "/", "/deploy", "/tests/logql") == tuple(
         updates[name]["directory"] for name in ("pip", "github-actions", "docker", "npm")
     )

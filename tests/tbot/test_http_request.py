@@ -137,7 +137,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize(("beginning", "repeated", "status"), ENDLESS.values(), ids=ENDLESS)
 def test_a_request_without_end_is_rejected(beginning, repeated, status):
-    """What httptools would collect or skip forever ends at a limit."""
+    """Input that httptools would collect or skip forever ends at a limit."""
     parser = RequestParser(open_call)
     parser.feed(beginning)
     fed = 0
@@ -175,7 +175,7 @@ def test_a_client_that_waits_for_permission_gets_it_only_if_its_body_is_wanted(p
 
 @given(st.binary(max_size=300), st.integers(1, 300))
 def test_no_input_makes_it_fail(data, size):
-    """Whatever the bytes, also after a good beginning: no exception, and at most one last request."""
+    """Any bytes, also after a good beginning, cause no exception and at most one last request."""
     for beginning in (b"", REPORT, HEAD, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"):
         found = read(beginning + data, sizes=[size])
         assert all(not is_last for _, is_last, _ in found[:-1])

@@ -30,7 +30,7 @@ service:
   {{- end }}
 {{- end -}}
 
-{{/* A text as a block of a ConfigMap, without spaces at the ends of lines. */}}
+{{/* A string as a block of a ConfigMap, without spaces at the ends of lines. */}}
 {{- define "otel-tbot.block" -}}
 {{- regexReplaceAll "(?m) +$" (trim . | nindent 4) "" -}}
 {{- end -}}
