@@ -5,17 +5,13 @@ Source: OpenTelemetry specification, Configuration ("otlp_http", "otlp_grpc"); o
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from http.cookiejar import DefaultCookiePolicy
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import Any, Final, TypedDict
 from urllib.parse import unquote
 
 from otel_tbot import settings
 from otel_tbot.errors import ExporterError
-
-if TYPE_CHECKING:
-    import requests
 
 Headers = Mapping[str, str] | Sequence[Mapping[str, str | None]]
 
@@ -60,6 +56,12 @@ _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
 
 _EXPORTERS: Final = {"log": ("_log_exporter", "OTLPLogExporter"), "span": ("trace_exporter", "OTLPSpanExporter")}
 _COMPRESSIONS: Final = {"none": "NoCompression", "gzip": "Gzip", "deflate": "Deflate"}
+# Each names an entry point, from which OpenTelemetry's gRPC exporter takes credentials.
+_CREDENTIAL_PROVIDERS: Final = (
+    "OTEL_PYTHON_EXPORTER_OTLP_GRPC_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_GRPC_LOGS_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_GRPC_TRACES_CREDENTIAL_PROVIDER",
+)
 
 # No proxy, and no connection that another channel of this process uses: it would join the event to that channel's data.
 _GRPC_OPTIONS: Final = (
@@ -95,12 +97,20 @@ def build_exporter(signal: str, arguments: Mapping[str, object], environ: Mappin
     if "endpoint" in given:
         environ = {**environ, settings.ENDPOINT.variables(signal)[0]: given["endpoint"]}
     tls = given.get("tls", {})
+    endpoint: settings.Endpoint | None = settings.ENDPOINT.resolve(environ, signal)
+    is_tls = endpoint is None or endpoint.scheme != "http"
     if given.get("protocol", settings.resolve_protocol(environ, signal)) == "grpc":
         package, compressions = "grpc", import_module("grpc").Compression
-        options |= _to_grpc_options(tls, settings.ENDPOINT.resolve(environ, signal))
+        options |= {"insecure": tls.get("insecure"), "channel_options": _to_channel_options(endpoint)}
+        if is_tls and not tls.get("insecure"):
+            options |= _read_credentials(tls, environ, signal)
     else:
+        from otel_tbot.exporters.http_session import open_session
+
         package, compressions = "http", import_module("opentelemetry.exporter.otlp.proto.http").Compression
-        options |= {"session": _open_session(), **{option: tls.get(name) for name, option in _FILES.items()}}
+        trusts_system = not (tls.get("ca_file") or settings.CERTIFICATE.resolve(environ, signal))
+        options |= {option: tls.get(name) for name, option in _FILES.items()}
+        options["session"] = open_session(is_tls=is_tls, trusts_system=trusts_system)
     # Not left to the variable: OpenTelemetry's gRPC exporter raises for its value `none`.
     compression = given.get("compression", settings.COMPRESSION.resolve(environ, signal))
     options["compression"] = compressions[_COMPRESSIONS[compression]]
@@ -108,31 +118,30 @@ def build_exporter(signal: str, arguments: Mapping[str, object], environ: Mappin
     return getattr(import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), name)(**options)
 
 
-def _to_grpc_options(tls: Mapping[str, Any], endpoint: "settings.Endpoint | None") -> dict[str, Any]:
-    import grpc
-
-    channel_options: tuple[tuple[str, object], ...] = _GRPC_OPTIONS
+def _to_channel_options(endpoint: "settings.Endpoint | None") -> tuple[tuple[str, object], ...]:
     if endpoint is not None and "%" in endpoint.host:
         # An IPv6 zone, which names a network interface, would be in :authority.
-        channel_options += (("grpc.default_authority", endpoint.authority),)
-    options = {"insecure": tls.get("insecure"), "channel_options": channel_options}
+        return (*_GRPC_OPTIONS, ("grpc.default_authority", endpoint.authority))
+    return _GRPC_OPTIONS
+
+
+def _read_credentials(tls: Mapping[str, Any], environ: Mapping[str, str], signal: str) -> dict[str, Any]:
+    """Returns the option `credentials`; none if OpenTelemetry's exporter reads them from variables itself.
+
+    It does not if no file of trusted certificates is set: then it would trust gRPC's own, and show no client's.
+    """
+    import grpc
+
+    from otel_tbot.otlp.tls import read_system_pem
+
     files = [tls.get(name) for name in _FILES]
-    if any(files):
-        contents = [Path(file).read_bytes() if file else None for file in files]
-        options["credentials"] = grpc.ssl_channel_credentials(*contents)
-    return options
-
-
-def _open_session() -> "requests.Session":
-    """Returns a session that adds nothing of this machine or its environment to a request."""
-    import requests
-
-    session = requests.Session()
-    session.trust_env = False  # no ~/.netrc and no proxy
-    session.max_redirects = 0
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.headers["Accept-Encoding"] = "identity"  # requests names the compression libraries that are installed
-    return session
+    if not any(files):
+        is_provided = any(environ.get(name) for name in _CREDENTIAL_PROVIDERS)
+        if is_provided or settings.CERTIFICATE.resolve(environ, signal):
+            return {}
+        files[1:] = [setting.resolve(environ, signal) for setting in (settings.CLIENT_KEY, settings.CLIENT_CERTIFICATE)]
+    trusted, key, chain = (Path(file).read_bytes() if file else None for file in files)
+    return {"credentials": grpc.ssl_channel_credentials(trusted or read_system_pem(), key, chain)}
 
 
 def _find_errors(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

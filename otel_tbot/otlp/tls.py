@@ -33,16 +33,13 @@ def build_context(config: "OtlpConfig") -> ssl.SSLContext:
     Raises:
         TlsError: a file cannot be used.
     """
-    # Not create_default_context, which opens the file that SSLKEYLOGFILE names.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.hostname_checks_common_name = False
+    context = open_context()
     context.set_alpn_protocols(["h2" if config.protocol == "grpc" else "http/1.1"])
     try:
         if config.certificate_file:
             context.load_verify_locations(config.certificate_file)
         else:
-            _load_system_certificates(context)
+            load_system_certificates(context)
     except (OSError, ValueError) as error:
         raise TlsError(f"OTEL_EXPORTER_OTLP_CERTIFICATE: {_to_reason(error)}; name a readable PEM file") from None
     if config.client_certificate_file:
@@ -57,18 +54,31 @@ def read_pem_files(config: "OtlpConfig") -> tuple[bytes, bytes | None, bytes | N
         TlsError: as `build_context`.
     """
     context = build_context(config)
-    if config.certificate_file:
-        trusted = _read(config.certificate_file)
-    else:
-        _load_directory(context)
-        trusted = "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
+    trusted = _read(config.certificate_file) if config.certificate_file else _to_pem(context)
     if not config.client_certificate_file:
         return trusted, None, None
     key_file = config.client_key_file or config.client_certificate_file
     return trusted, _read(key_file), _read(config.client_certificate_file)
 
 
-def _load_system_certificates(context: ssl.SSLContext) -> None:
+def read_system_pem() -> bytes:
+    """Returns the operating system's certificates as PEM, for gRPC."""
+    context = open_context()
+    load_system_certificates(context)
+    return _to_pem(context)
+
+
+def open_context() -> ssl.SSLContext:
+    """Returns a context that trusts no certificate yet, takes an intermediate one as an anchor, and logs no secrets."""
+    # Not create_default_context, which opens the file that SSLKEYLOGFILE names.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.hostname_checks_common_name = False
+    return context
+
+
+def load_system_certificates(context: ssl.SSLContext) -> None:
+    """Trusts the operating system's certificates (SSL_CERT_FILE and SSL_CERT_DIR), certifi's if it has none."""
     context.load_default_certs()
     if context.cert_store_stats()["x509_ca"] or _list_directory():
         return
@@ -99,6 +109,11 @@ def _load_directory(context: ssl.SSLContext) -> None:
             context.load_verify_locations(path)
         except (OSError, ValueError):
             pass  # a directory of certificates holds other files, too
+
+
+def _to_pem(context: ssl.SSLContext) -> bytes:
+    _load_directory(context)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
 
 
 def _load_client_certificate(context: ssl.SSLContext, config: "OtlpConfig") -> None:

@@ -1,11 +1,9 @@
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import time
 
-import grpc
 import pytest
 import trustme
 
@@ -13,37 +11,11 @@ from otel_tbot.otlp.client import OtlpClient
 from otel_tbot.otlp.config import resolve_config
 from otel_tbot.otlp.tls import TlsError, build_context
 from otel_tbot.outcome import Outcome
-from tests.support.servers import OtlpGrpcServer, OtlpHttpServer
+from tests.support.tls import environ_of, tls_server
 
 PATIENT_SECONDS = 60.0
 PROTOCOLS = ("http/protobuf", "grpc")
 EMIT = "import otel_tbot as o; print(o.emit(o.TbotStart(run_mode='daemon')).value)"
-
-
-def tls_server(protocol, authority, *, client_authority=None):
-    """A receiver on localhost with a certificate of *authority*; with *client_authority* it asks for the client's."""
-    certificate = authority.issue_cert("localhost")
-    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
-    if protocol == "grpc":
-        roots = client_authority.cert_pem.bytes() if client_authority else None
-        pair = (certificate.private_key_pem.bytes(), chain)
-        credentials = grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
-        return OtlpGrpcServer(credentials=credentials)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
-    if client_authority:
-        client_authority.configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return OtlpHttpServer(tls=context)
-
-
-def environ_of(server, protocol, **files):
-    """The settings that send to *server* with *files* (CERTIFICATE, CLIENT_KEY, …)."""
-    return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": server.url,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-        **{f"OTEL_EXPORTER_OTLP_{name}": str(path) for name, path in files.items()},
-    }
 
 
 def send(client):
