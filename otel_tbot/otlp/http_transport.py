@@ -124,7 +124,7 @@ class HttpTransport:
             return connection
         context = self._build_context(self._config)
         connection.settimeout(_remaining(deadline))
-        self._connection = context.wrap_socket(connection, server_hostname=self._endpoint.host.partition("%")[0])
+        self._connection = context.wrap_socket(connection, server_hostname=self._endpoint.server_name)
         return self._connection
 
     def _receive(self, connection: socket.socket, deadline: float) -> HttpResponse:
