@@ -139,8 +139,10 @@ class HttpTransport:
                 break
             try:
                 response.feed(data)
-            except httptools.HttpParserError:
-                raise ConnectionError("not a response of HTTP") from None
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                if not response.is_complete:
+                    raise ConnectionError("not a response of HTTP") from None
+                response.has_more = True
         is_truncated = response.size_bytes > _MAX_RESPONSE_BYTES and response.status >= _OK
         if not (response.is_complete or is_truncated):
             raise ConnectionError("not a whole response")
@@ -236,14 +238,17 @@ def _to_head(config: "OtlpConfig", endpoint: "Endpoint", user_agent: str) -> byt
 def _connect_to_first(
     addresses: "Sequence[Address]", deadline: float, is_abandoned: Callable[[], bool]
 ) -> socket.socket:
-    """Returns a connection to the first of *addresses* that accepts one."""
+    """Returns a connection to the first of *addresses* that accepts one.
+
+    Each gets an equal part of the time that is left, so that one that drops every packet does not take all of it.
+    """
     error: OSError = OSError("no address")
-    for family, kind, protocol, _, address in addresses:
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
         if is_abandoned():
             raise TimeoutError
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(_remaining(deadline))
+            connection.settimeout(_remaining(deadline) / (len(addresses) - tried))
             connection.connect(address)
         except OSError as failed:
             connection.close()
