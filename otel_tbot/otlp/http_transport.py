@@ -137,12 +137,7 @@ class HttpTransport:
             if not data:
                 response.end()
                 break
-            try:
-                response.feed(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                if not response.is_complete:
-                    raise ConnectionError("not a response of HTTP") from None
-                response.has_more = True
+            response.feed(data)
         is_truncated = response.size_bytes > _MAX_RESPONSE_BYTES and response.status >= _OK
         if not (response.is_complete or is_truncated):
             raise ConnectionError("not a whole response")
@@ -170,10 +165,15 @@ class _Response:
         """Reads the next piece.
 
         Raises:
-            httptools.HttpParserError: it is not HTTP.
+            ConnectionError: it is not HTTP.
         """
         self.size_bytes += len(data)
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self.is_complete:
+                raise ConnectionError("not a response of HTTP") from None
+            self.has_more = True
 
     def end(self) -> None:
         """Notes that the connection has ended: a body of no stated length is complete then, if it has begun."""

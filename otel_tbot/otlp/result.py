@@ -87,7 +87,7 @@ def _parse_json(body: bytes) -> Outcome:
         response = json.loads(body)
         partial_success = response.pop("partialSuccess", None) or response.pop("partial_success", None) or {}
         rejected = [value for key, value in partial_success.items() if key.startswith("rejected")]
-        is_accepted = not response and all(value in (0, "0", None) for value in rejected)
-        return Outcome.ACCEPTED if is_accepted else Outcome.REFUSED
     except (AttributeError, RecursionError, TypeError, ValueError):
         return Outcome.REFUSED  # not JSON, or not in the shape of a response
+    is_accepted = not response and all(value in (0, "0", None) for value in rejected)
+    return Outcome.ACCEPTED if is_accepted else Outcome.REFUSED
