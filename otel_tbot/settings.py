@@ -64,6 +64,11 @@ class Endpoint:
         host = f"[{host}]" if ":" in host else host
         return f"{host}:{self.port}" if self.port != _SCHEME_PORTS.get(self.scheme) else host
 
+    @property
+    def server_name(self) -> str:
+        """The name that the server's certificate must have: without an IPv6 zone, and without the root's dot."""
+        return self.host.partition("%")[0].removesuffix(".")
+
     def to_text(self) -> str:
         """Returns the endpoint as it may be shown. Pure.
 

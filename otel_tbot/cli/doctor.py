@@ -486,8 +486,8 @@ class _CollectorTrial(_Trial):
             return
         with socket.create_connection((endpoint.host, endpoint.port), _STEP_SECONDS) as connection:
             if self._config.is_tls:
-                host = endpoint.host.partition("%")[0]
-                build_context(self._config).wrap_socket(connection, server_hostname=host).close()
+                context = build_context(self._config)
+                context.wrap_socket(connection, server_hostname=endpoint.server_name).close()
 
 
 def _describe_error(error: Exception) -> str:

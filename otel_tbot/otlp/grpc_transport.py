@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import grpc
 
@@ -116,7 +117,8 @@ class GrpcTransport:
             ),
             "compression": _COMPRESSIONS[self._config.compression],
         }
-        target = f"{host}:{self._endpoint.port}"
+        # With the scheme, because gRPC reads "unix:4317", and other hosts that are named like a resolver, as URIs.
+        target = f"dns:///{quote(host, safe='[]:')}:{self._endpoint.port}"
         if self._config.is_tls:
             # Given, so that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH decides nothing.
             self._channel = grpc.secure_channel(

@@ -124,7 +124,7 @@ class HttpTransport:
             return connection
         context = self._build_context(self._config)
         connection.settimeout(_remaining(deadline))
-        self._connection = context.wrap_socket(connection, server_hostname=self._endpoint.host.partition("%")[0])
+        self._connection = context.wrap_socket(connection, server_hostname=self._endpoint.server_name)
         return self._connection
 
     def _receive(self, connection: socket.socket, deadline: float) -> HttpResponse:
@@ -137,10 +137,7 @@ class HttpTransport:
             if not data:
                 response.end()
                 break
-            try:
-                response.feed(data)
-            except httptools.HttpParserError:
-                raise ConnectionError("not a response of HTTP") from None
+            response.feed(data)
         is_truncated = response.size_bytes > _MAX_RESPONSE_BYTES and response.status >= _OK
         if not (response.is_complete or is_truncated):
             raise ConnectionError("not a whole response")
@@ -168,10 +165,15 @@ class _Response:
         """Reads the next piece.
 
         Raises:
-            httptools.HttpParserError: it is not HTTP.
+            ConnectionError: it is not HTTP.
         """
         self.size_bytes += len(data)
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self.is_complete:
+                raise ConnectionError("not a response of HTTP") from None
+            self.has_more = True
 
     def end(self) -> None:
         """Notes that the connection has ended: a body of no stated length is complete then, if it has begun."""
@@ -236,14 +238,17 @@ def _to_head(config: "OtlpConfig", endpoint: "Endpoint", user_agent: str) -> byt
 def _connect_to_first(
     addresses: "Sequence[Address]", deadline: float, is_abandoned: Callable[[], bool]
 ) -> socket.socket:
-    """Returns a connection to the first of *addresses* that accepts one."""
+    """Returns a connection to the first of *addresses* that accepts one.
+
+    Each gets an equal part of the time that is left, so that one that drops every packet does not take all of it.
+    """
     error: OSError = OSError("no address")
-    for family, kind, protocol, _, address in addresses:
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
         if is_abandoned():
             raise TimeoutError
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(_remaining(deadline))
+            connection.settimeout(_remaining(deadline) / (len(addresses) - tried))
             connection.connect(address)
         except OSError as failed:
             connection.close()

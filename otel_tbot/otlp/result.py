@@ -82,11 +82,12 @@ def _response_type(signal: "Signal") -> "type[Response]":
 
 
 def _parse_json(body: bytes) -> Outcome:
-    """As `parse_protobuf`, for OTLP/JSON, in which a count is a number or a string of digits."""
+    """As `parse_protobuf`, for OTLP/JSON, in which a count is a number, a string of digits, or null for 0."""
     try:
         response = json.loads(body)
         partial_success = response.pop("partialSuccess", None) or response.pop("partial_success", None) or {}
         rejected = [value for key, value in partial_success.items() if key.startswith("rejected")]
-        return Outcome.REFUSED if response or any(map(int, rejected)) else Outcome.ACCEPTED
     except (AttributeError, RecursionError, TypeError, ValueError):
         return Outcome.REFUSED  # not JSON, or not in the shape of a response
+    is_accepted = not response and all(value in (0, "0", None) for value in rejected)
+    return Outcome.ACCEPTED if is_accepted else Outcome.REFUSED

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
@@ -484,6 +484,33 @@ def is_ended(connection: socket.socket) -> bool:
     return False
 
 
+def test_a_host_of_grpc_is_never_a_uri_of_its_own(tmp_path, monkeypatch):
+    """A collector's host may be called like one of gRPC's schemes: unix:4317 is not the socket in the file 4317."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("4317")
+        listener.listen()
+        listener.setblocking(False)
+        assert Outcome.UNREACHABLE is send(environ_of("http://unix:4317", protocol="grpc"), deadline_seconds=20)
+
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_an_address_that_drops_packets_does_not_take_the_time_of_the_others(monkeypatch):
+    """If the first address of a name neither accepts nor refuses, the next one is tried before the deadline."""
+    resolve = socket.getaddrinfo
+    with OtlpHttpServer() as server, socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(full.getsockname())
+        dead = resolve(*full.getsockname(), type=socket.SOCK_STREAM)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: dead + resolve(*address, **options))
+
+        assert Outcome.ACCEPTED is send(environ_of(server.url), deadline_seconds=4)
+
+
 @pytest.mark.parametrize("host", ["x" * 70, "a..b"])
 def test_a_host_that_cannot_be_a_name_is_unreachable(host):
     """A label that is too long or empty raises nothing."""
@@ -510,6 +537,26 @@ def test_interim_responses_are_skipped(interim):
         assert Outcome.ACCEPTED is send(environ_of(server.url))
     with answering(b"".join(interim) + b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n") as server:
         assert Outcome.REFUSED is send(environ_of(server.url))
+
+
+@pytest.mark.parametrize("rest", [b"", ACCEPTANCE % 0])
+def test_a_switch_to_another_protocol_is_not_an_acceptance(rest):
+    """101 was not asked for: what follows is not HTTP, whatever it looks like."""
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with answering(switch + rest) as server:
+        assert Outcome.UNREACHABLE is send(environ_of(server.url))
+
+
+def test_a_whole_response_counts_whatever_is_behind_it():
+    """Bytes that do not belong to the response change nothing, and are not taken for the next one."""
+    body = to_body("log", TbotStart(run_mode="daemon"))
+    with answering(ACCEPTANCE % 2 + b"\x0a\x00canary", ACCEPTANCE % 0 + ACCEPTANCE % 0, ACCEPTANCE % 0) as server:
+        client, send_body = patient_sender(server.url)
+        outcomes = [send_body(body) for _ in range(3)]
+        client.close()
+
+        assert [Outcome.ACCEPTED] * 3 == outcomes
+        assert 3 == len(server.connections)
 
 
 def test_endless_interim_responses_end():

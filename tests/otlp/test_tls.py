@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +90,22 @@ def test_an_intermediate_certificate_is_an_anchor(protocol, tmp_path):
     with tls_server(protocol, intermediate) as server:
         for file, outcome in ((anchor, Outcome.ACCEPTED), (stranger, Outcome.UNREACHABLE)):
             client = OtlpClient(resolve_config(environ_of(server, protocol, CERTIFICATE=file)))
+
+            assert outcome is send(client)
+            client.close()
+
+
+def test_a_name_with_the_root_s_dot_is_the_certificate_s_name(tmp_path, monkeypatch):
+    """In Kubernetes a name that ends in a dot is looked up once; its certificate is issued without the dot."""
+    resolve = socket.getaddrinfo
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **o: resolve(host.removesuffix("."), *rest, **o))
+    with tls_server("http/protobuf", authority) as server:
+        for host, outcome in (("localhost.", Outcome.ACCEPTED), ("127.0.0.1", Outcome.UNREACHABLE)):
+            environ = environ_of(server, "http/protobuf", CERTIFICATE=tmp_path / "ca.pem")
+            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = server.url.replace("localhost", host)
+            client = OtlpClient(resolve_config(environ))
 
             assert outcome is send(client)
             client.close()
