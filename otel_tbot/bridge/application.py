@@ -35,6 +35,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _METRICS_HEADERS: Final = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
+# HEAD too: a body behind its response would be taken for the next response.
+_METRICS_METHOD: Final = Response(405, ((b"allow", b"GET"),))
 _FULL: Final = to_error_response("resource_exhausted", "too many reports wait for the collector")
 _CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's own timeout has passed")
 _DAEMON_SECONDS: Final = settings.DAEMON_TIMEOUT_MS / 1000
@@ -182,6 +184,8 @@ class Bridge(ReportingService):
         if path == READY_PATH:
             return Response(200 if self.is_ready else 503)
         if path == METRICS_PATH and self._metrics is not None:
+            if method != "GET":
+                return _METRICS_METHOD
             text = self._metrics.read()
             return Response(200, _METRICS_HEADERS, text) if text else Response(404)
         return super().open_call(method, path, headers)

@@ -114,9 +114,7 @@ class Connection(asyncio.Protocol):
             if self._is_in_request and not self._answers:
                 self._wait(READ_SECONDS)
             self._write()
-        if parser.wants_continue and not self._answers:
-            parser.wants_continue = False
-            self._transport.write(CONTINUE)  # type: ignore[union-attr]  # connected
+        self._write_continue()
 
     def eof_received(self) -> bool:
         """Returns whether to keep the connection, for the responses to a client that has ended its side of it."""
@@ -154,6 +152,13 @@ class Connection(asyncio.Protocol):
             self._respond(self._parser.requests.popleft(), answer)
         if self._is_writable and not self._answers and not self._is_ending:
             self._wait(READ_SECONDS if self._is_in_request else self._idle_seconds)
+            self._write_continue()
+
+    def _write_continue(self) -> None:
+        """Tells a client that waits for it to send its body, once the responses before it are written."""
+        if self._parser.wants_continue and not self._answers:
+            self._parser.wants_continue = False
+            self._transport.write(CONTINUE)  # type: ignore[union-attr]  # connected
 
     def _respond(self, request: Request, answer: Response | asyncio.Future[Outcome]) -> None:
         if isinstance(answer, asyncio.Future):

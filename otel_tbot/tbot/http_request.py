@@ -135,7 +135,7 @@ class RequestParser:
             response = self._call
         self.requests.append(Request(None, response, False, None, is_last=True, is_complete=False))
         self.is_finished = True
-        self.is_in_request = False
+        self.is_in_request = self.wants_continue = False
         self._reset()
 
     def _stop(self, response: Response) -> None:
@@ -178,7 +178,7 @@ class RequestParser:
             self._call = error.response
         if self._parser.should_upgrade():
             return  # `feed` starts it again
-        if (b"expect", b"100-continue") in self._headers:
+        if any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers):
             if isinstance(self._call, Response):
                 self._stop(self._call)
             self.wants_continue = True

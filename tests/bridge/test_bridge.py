@@ -664,6 +664,38 @@ def test_a_connection_serves_many_reports_and_pipelined_ones():
     assert 3 == sum(len(r.session_ids) for r in server.requests)
 
 
+def test_a_pipelined_request_gets_its_permission_too():
+    """A client that asks whether to send its second body is told so once its first response is written."""
+    body, _ = a_report()
+    head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n" % len(body)
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        with bridge.connect() as connection:
+            connection.sendall(head + b"\r\n" + body + head + b"Expect: 100-continue\r\n\r\n")
+            received = b""
+            while not received.endswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
+                assert (piece := connection.recv(65536))
+                received += piece
+            connection.sendall(body)
+
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_an_error_behind_a_question_for_permission_is_the_last_response():
+    """A client that asks whether to send its body, and breaks it in the same packet, gets one response; no warning."""
+    request = HEAD + b"Content-Type: application/proto\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nx"
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+        with bridge.connect() as connection:
+            connection.sendall(request)
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+        bridge.end()
+
+    assert 1 == received.count(b"HTTP/1.1")
+    assert received.startswith(b"HTTP/1.1 400")
+    assert "" == bridge.written
+
+
 def test_a_half_sent_report_still_comes_after_sigterm():
     """A report whose headers arrived before SIGTERM and whose body arrives after it is accepted."""
     body, session_id = a_report()

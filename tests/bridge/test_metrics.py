@@ -12,6 +12,7 @@ from tests.support.otelcol import find_free_port
 from tests.support.servers import OtlpHttpServer
 
 PROMETHEUS = {"OTEL_METRICS_EXPORTER": "prometheus"}
+METHODS = ("HEAD", "GET", "POST", "GET")
 RECEIVED = "otel_tbot_bridge_reports_received_total"
 
 WITHOUT_EXTRA = """
@@ -42,6 +43,14 @@ def test_prometheus_reads_the_metrics():
     assert 2 == values["otel_tbot_bridge_reports_received_total"]
     assert 1 == values["otel_tbot_bridge_reports_accepted_total"]
     assert any('reason="invalid_argument"' in line for line in lines)
+
+
+def test_only_get_reads_the_metrics():
+    """A body behind the response to HEAD would be taken for the response to the next request of the connection."""
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge, requests.Session() as session:
+        statuses = [session.request(method, f"{bridge.url}/metrics", timeout=60).status_code for method in METHODS]
+
+    assert [405, 200, 405, 200] == statuses
 
 
 @pytest.mark.parametrize("host", ["localhost", ""])

@@ -173,6 +173,24 @@ def test_a_client_that_waits_for_permission_gets_it_only_if_its_body_is_wanted(p
     assert is_wanted == (parser.requests[0].event is not None)
 
 
+@pytest.mark.parametrize("value", [b"100-Continue", b"100-CONTINUE"])
+def test_permission_can_be_asked_for_in_any_case(value):
+    """The value of Expect has no case (RFC 9110, 10.1.1)."""
+    parser = RequestParser(open_call)
+    parser.feed(HEAD + b"Expect: " + value + b"\r\n" + LENGTH)
+
+    assert parser.wants_continue
+
+
+def test_after_an_error_no_client_gets_permission():
+    """The final response is the last that a client gets, even if it asked for permission in the same packet."""
+    parser = RequestParser(open_call)
+    parser.feed(HEAD + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nx")
+
+    assert 400 == parser.requests[0].response.status
+    assert not parser.wants_continue
+
+
 @given(st.binary(max_size=300), st.integers(1, 300))
 def test_no_input_makes_it_fail(data, size):
     """Any bytes, also after a good beginning, cause no exception and at most one last request."""
