@@ -39,7 +39,7 @@ def to_attribute_statements(context: str) -> list[str]:
     """Returns the statements that write a record's attributes again, in the order of the table.
 
     A key is copied as its value only: what else its entry holds, such as an index into a table of strings, is not. A
-    value that a newer sender knows and this guard does not becomes OTHER.
+    value that a newer sender knows and this guard does not becomes OTHER. Without a helper there is no version of one.
     """
     statements = []
     for attribute in ATTRIBUTES:
@@ -47,9 +47,10 @@ def to_attribute_statements(context: str) -> list[str]:
         if attribute.is_required:
             statements.append(f"set({copy}, {path})")
         else:
+            helper = f' and {context}.cache["tbot.helper"] != nil' if attribute.key == "tbot.helper_version" else ""
             statements += [
-                f'set({copy}, "{OTHER}") where {path} != nil and {path} != ""',
-                f"set({copy}, {path}) where {_to_test(attribute, path)}",
+                f'set({copy}, "{OTHER}") where {path} != nil and {path} != ""{helper}',
+                f"set({copy}, {path}) where {_to_test(attribute, path)}{helper}",
             ]
     return [*statements, f"set({context}.attributes, {context}.cache)"]
 

@@ -311,6 +311,22 @@ def test_a_value_that_this_guard_does_not_know_is_counted_as_other(signal, otelc
         assert "" == find_difference(came, an_event(signal, session_id=session_id)[0])
 
 
+@pytest.mark.parametrize("signal", ["log", "span"])
+def test_a_helper_s_version_needs_a_helper(signal, otelcol, tmp_path):
+    """As in the product, the version of a helper leaves only next to the helper."""
+    request, session_id = an_event(signal)
+    kept = [attribute for attribute in record_of(request).attributes if attribute.key != "tbot.helper"]
+    copies = copy.deepcopy(kept)
+    del record_of(request).attributes[:]
+    record_of(request).attributes.extend(copies)
+    with Local(otelcol, tmp_path, output="proto") as local:
+        assert local.send(request, signal, "http/protobuf")
+        (came,) = local.wait_for_messages(session_id, signal)
+
+    keys = [attribute.key for attribute in record_of(came).attributes]
+    assert [a.key for a in ATTRIBUTES if a.key not in ("tbot.helper", "tbot.helper_version")] == keys
+
+
 OUTSIDE = {
     "another event": ("name", "other"),
     "an unknown run mode": ("tbot.run_mode", CANARY),
@@ -355,6 +371,9 @@ TIMES = [
     ((0, 0), NOW),
     ((2**64 - 1, 0), NOW),
     ((2**63, 1_790_000_007_900_000_000), 1_790_000_007),
+    ((SECOND_NS - 1, 1_790_000_007_900_000_000), 1_790_000_007),
+    ((0, SECOND_NS - 1), NOW),
+    ((SECOND_NS, 0), 1),
 ]
 
 
