@@ -180,11 +180,14 @@ class Connection(asyncio.Protocol):
         To close a socket with unread input would reset the connection, and the response could be lost.
         """
         self._is_ending = True
-        if transport.can_write_eof():
-            transport.write_eof()
-            self._wait(_LINGER_SECONDS)
-        else:
+        if not transport.can_write_eof():
             transport.close()
+            return
+        self._wait(_LINGER_SECONDS)
+        try:
+            transport.write_eof()
+        except OSError:
+            transport.abort()  # the client has reset the connection
 
     def _wait(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds

@@ -255,7 +255,7 @@ main()
 
 
 def test_a_client_that_leaves_does_not_disturb_the_others():
-    """If a client disconnects while its report waits, its event still arrives, and so do later ones."""
+    """If a client disconnects while its report waits, its event still arrives, so do later ones; it is no warning."""
     gate = threading.Event()
     body, left = a_report()
     with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
@@ -265,7 +265,9 @@ def test_a_client_that_leaves_does_not_disturb_the_others():
             server.wait_for_request()
         gate.set()
         assert 200 == post(bridge).status_code
+        bridge.end()
 
+    assert "" == bridge.written
     assert left == server.requests[0].session_ids[0]
     assert 2 == sum(len(request.session_ids) for request in server.requests)
 
@@ -502,6 +504,18 @@ def test_a_port_that_is_taken_is_status_1(address):
     assert "Address already in use" in finished.stderr
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+def test_a_host_that_cannot_be_a_name_is_one_clear_error(host):
+    """A label that is empty or too long gets the same line as an address that is not this machine's."""
+    finished = run_bridge("--listen", f"{host}:0")
+
+    assert (1, "") == (finished.returncode, finished.stdout)
+    assert (
+        f"otel-tbot: bridge: cannot listen on {host}:0: not a host name; choose another with --listen\n"
+        == finished.stderr
+    )
+
+
 def test_nothing_of_a_client_is_written_even_at_debug():
     """With every logger at DEBUG, the bridge writes neither the address nor a header of any client."""
     script = """
@@ -673,7 +687,8 @@ def test_a_pipelined_request_gets_its_permission_too():
             connection.sendall(head + b"\r\n" + body + head + b"Expect: 100-continue\r\n\r\n")
             received = b""
             while not received.endswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
-                assert (piece := connection.recv(65536))
+                piece = connection.recv(65536)
+                assert piece
                 received += piece
             connection.sendall(body)
 
