@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 import ssl
 import sys
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_every_value_has_an_effect(name, tmp_path):
         "bridge.listen=8080",
         "service.port=http",
         "networkPolicy.reporterLabels=null",
+        "nameOverride=" + "a" * 64,
+        "fullnameOverride=otel.tbot",
+        "image.repository=registry.example/otel-tbot:1.2.3",
+        "destination.endpoint=https://collector.example/otlp?token=a",
+        "destination.endpoint=https://collector.example:otlp",
+        "bridge.extraEnv[0].name=A,bridge.extraEnv[0].value=5",
+        r"bridge.podLabels.app\.kubernetes\.io/name=a",
+        r"serviceMonitor.labels.helm\.sh/chart=a",
     ],
 )
 def test_a_wrong_value_is_an_error(value):
@@ -125,6 +134,45 @@ def test_a_wrong_value_is_an_error(value):
     assert any(
         f"'{part}" in finished.stderr or f"/{part}" in finished.stderr for part in value.partition("=")[0].split(".")
     )
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "remedy"),
+    [
+        ("my.release", (), "my.release-otel-tbot is not a name for a Service: set fullnameOverride"),
+        ("1st", (), "1st-otel-tbot is not a name for a Service: set fullnameOverride"),
+        ("tbot", ("autoscaling.enabled=true,autoscaling.minReplicas=9",), "raise maxReplicas too"),
+        ("tbot", ("bridge.extraEnv[0].name=OTEL_TBOT_SIGNAL",), "OTEL_TBOT_SIGNAL is the chart's own; use destination"),
+        ("tbot", ("collector.extraEnv[0].name=TBOT_QUEUE",), "TBOT_QUEUE is the chart's own; use destination"),
+    ],
+)
+def test_values_that_kubernetes_would_refuse_together_are_an_error(release, values, remedy):
+    """What no schema can compare ends Helm with a message that says what to do; next to the limit it renders."""
+    finished = [
+        run(chart.HELM, "template", name, chart.CHART, *(word for value in given for word in ("--set", value)))
+        for name, given in (
+            (release, values),
+            (release, ("fullnameOverride=starts", *(v.replace("=9", "=8").replace("name=", "name=A") for v in values))),
+        )
+    ]
+
+    assert [1, 0] == [found.returncode for found in finished]
+    assert remedy in finished[0].stderr
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_a_chart_can_depend_on_it_with_a_condition(is_enabled, tmp_path):
+    """Helm hands the value of the usual condition, `otel-tbot.enabled`, to the chart too."""
+    shutil.copytree(chart.CHART, tmp_path / "charts" / "otel-tbot")
+    dependency = {"name": "otel-tbot", "version": ">=0.0.0", "condition": "otel-tbot.enabled"}
+    parent = {"apiVersion": "v2", "name": "platform", "version": "0.1.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(parent))
+    finished = run(
+        chart.HELM, "template", "platform", tmp_path, "--set", f"otel-tbot.enabled={str(is_enabled).lower()}"
+    )
+
+    assert 0 == finished.returncode, finished.stderr
+    assert is_enabled == ("kind: Deployment" in finished.stdout)
 
 
 @pytest.mark.parametrize("value_set", VALUE_SETS)
@@ -413,6 +461,34 @@ def test_the_collector_sends_what_the_guard_lets_through(value_set, otelcol, tmp
     assert "otelcol_exporter_sent_log_records" in metrics
     if not is_grpc:
         assert {"Bearer of-a-secret"} == {request.headers["authorization"] for request in destination.requests}
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("endpoint", ["https://collector.example", "http://[2001:db8::1]/", "http://a.b.svc:4317/otlp"])
+def test_the_collector_starts_with_every_form_of_an_endpoint(endpoint, protocol, otelcol, tmp_path):
+    """A URL without a port, or with a path, is valid over both protocols, as it is for a bridge without a collector."""
+    release = Release("default", "--set", f"destination.endpoint={endpoint},destination.protocol={protocol}")
+    with ChartCollector(otelcol, release, tmp_path, {}) as collector:
+        assert 200 == requests.post(f"{collector.url()}/v1/logs", json=an_export(), timeout=60).status_code
+
+
+@pytest.mark.parametrize(
+    ("server", "protocol", "path"),
+    [
+        (OtlpGrpcServer, "grpc", "logs"),
+        (OtlpHttpServer, "http/protobuf", "/otlp/v1/logs"),
+    ],
+)
+def test_the_path_of_an_endpoint_is_for_http(server, protocol, path, otelcol, tmp_path):
+    """The event arrives under the path over HTTP, and without it over gRPC, which has no paths."""
+    with server() as destination:
+        endpoint = f"{destination.url}/otlp"
+        release = Release("default", "--set", f"destination.endpoint={endpoint},destination.protocol={protocol}")
+        with ChartCollector(otelcol, release, tmp_path, {}) as collector:
+            assert 200 == requests.post(f"{collector.url()}/v1/logs", json=an_export(), timeout=60).status_code
+            poll_until(lambda: count_records(destination), waiting_for="the event")
+
+    assert [path] == [request.path for request in destination.requests]
 
 
 def test_an_accepted_report_outlives_the_destination_and_the_collector(otelcol, tmp_path):

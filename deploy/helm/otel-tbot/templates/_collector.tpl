@@ -16,6 +16,10 @@ exporters:
       {{- if .Values.destination.caSecretName }}
       ca_file: /run/secrets/otel-tbot-ca/ca.crt
       {{- end }}
+  {{- if not $isGrpc }}
+  # No pipeline has it, but the collector checks its endpoint, and a URL for HTTP need not be one for gRPC.
+  otlp_grpc/gateway: {endpoint: "localhost:4317"}
+  {{- end }}
 service:
   telemetry:
     metrics:

@@ -1,12 +1,12 @@
 {{- define "otel-tbot.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride -}}
-{{- else if contains $name .Release.Name -}}
-{{- .Release.Name -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name -}}
+{{- $fullname := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $fullname = default $fullname .Values.fullnameOverride -}}
+{{- /* A release's name may have dots or begin with a digit; a Service's may not. */ -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" $fullname) -}}
+{{- fail (printf "%s is not a name for a Service: set fullnameOverride, of lower-case letters, digits and -" $fullname) -}}
 {{- end -}}
+{{- $fullname -}}
 {{- end -}}
 
 {{- define "otel-tbot.bridge" -}}
@@ -112,14 +112,27 @@ seccompProfile: {type: RuntimeDefault}
     {{- end }}
 {{- end -}}
 
+{{- define "otel-tbot.destinationPort" -}}
+{{- $url := urlParse .Values.destination.endpoint -}}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+
+{{/* What the collector calls its endpoint: over gRPC it takes no path, and no URL without a port. */}}
+{{- define "otel-tbot.collectorEndpoint" -}}
+{{- $url := urlParse .Values.destination.endpoint -}}
+{{- if eq .Values.destination.protocol "grpc" -}}
+{{- printf "%s://%s:%s" $url.scheme (regexReplaceAll ":[0-9]+$" $url.host "") (include "otel-tbot.destinationPort" .) -}}
+{{- else -}}
+{{- .Values.destination.endpoint -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A host in `.svc` is in a namespace, which can be named; any other address is only known by its port. */}}
 {{- define "otel-tbot.destinationEgress" -}}
-{{- $url := urlParse .Values.destination.endpoint -}}
-{{- $host := $url.hostname -}}
-{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- $host := (urlParse .Values.destination.endpoint).hostname -}}
 {{- $name := regexFind "^[^.]+\\.[^.]+\\.svc(\\.|$)" $host -}}
 - ports:
-    - {port: {{ $port }}, protocol: TCP}
+    - {port: {{ include "otel-tbot.destinationPort" . }}, protocol: TCP}
   {{- if $name }}
   to:
     - namespaceSelector:
