@@ -94,6 +94,25 @@ def test_what_the_workflow_runs_starts_a_bridge(tmp_path):
     assert 2 == len(script.splitlines()) - len(lines) + 4
 
 
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 2\n"], ids=["not installed", "cannot listen"])
+def test_a_workflow_whose_bridge_does_not_start_goes_on_without_it(program, tmp_path):
+    """The step fails without an address in the environment of the job, and its failure does not end the job."""
+    (step, *_) = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())["jobs"]["deploy"]["steps"]
+    lines = [line for line in step["run"].splitlines() if "venv" not in line and "pip" not in line]
+    path = tmp_path / "otel-tbot" / "bin" / "otel-tbot"
+    path.parent.mkdir(parents=True)
+    if program:
+        path.write_text(program)
+        path.chmod(0o755)
+    environ = {"PATH": "/usr/bin:/bin", "RUNNER_TEMP": str(tmp_path), "GITHUB_ENV": str(tmp_path / "env")}
+    finished = run("bash", "-e", "-c", "\n".join(lines), env=environ, cwd=tmp_path)
+
+    assert 0 != finished.returncode
+    assert not (tmp_path / "env").exists()
+    assert step["continue-on-error"]
+    assert 0 < step["timeout-minutes"]
+
+
 def test_the_image_is_built_from_what_the_containerfile_copies(tmp_path):
     """What it copies is all that the ignore file lets through, and the package builds and runs from it alone."""
     text = (DEPLOY / "Containerfile").read_text()
