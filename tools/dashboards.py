@@ -446,6 +446,8 @@ def _build_link(store: Store, filters: dict[str, str], time: str = "${__url_time
 def _finish(panel: Any, store: Store, title: str, description: str, questions: Sequence[Question]) -> Any:
     """Gives *panel* what every panel of events has."""
     by = {name: attribute for name, attribute in FILTERS.items() if any(attribute in q.by for q in questions)}
+    if any(question.by and not question.is_over_time for question in questions):
+        description += f" At most {_MAX_SERIES} are shown, the most frequent ones."
     panel.title(title).description(description).datasource(store.source).no_value(_NO_STARTS)
     panel.data_links([_build_link(store, by)])
     for question in questions:
@@ -699,7 +701,10 @@ HEALTH: Final = (
         unit="short",
         queries={
             "waiting: {{exporter}}": "sum by (exporter) (otelcol_exporter_queue_size)",
-            "failed a second: {{exporter}}": _to_collector_rate("exporter_send_failed_log_records", "exporter"),
+            "failed log records a second: {{exporter}}": _to_collector_rate(
+                "exporter_send_failed_log_records", "exporter"
+            ),
+            "failed spans a second: {{exporter}}": _to_collector_rate("exporter_send_failed_spans", "exporter"),
         },
         empty="No collector is scraped",
     ),

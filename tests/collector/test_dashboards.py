@@ -1,21 +1,22 @@
 import subprocess
 from contextlib import ExitStack
 
+import grpc
 import pytest
 import requests
 
 from tests.support.backends import Loki, Prometheus, VictoriaLogs
 from tests.support.bridge_process import PROCEDURE, BridgeProcess
 from tests.support.grafana import list_known_events, read_panels, send_events
-from tests.support.otelcol import KitCollector, find_free_port
+from tests.support.otelcol import KitCollector, find_free_port, send_over_http
 from tests.support.polling import poll_until
 from tests.support.processes import CONSENT
+from tests.support.servers import OtlpGrpcServer
 from tools.dashboards import HEALTH, NO_HELPER, STORES, UNKNOWN, list_panels, read_dashboards
 from tools.panels import EXPECTED
 
 BRIDGE_REPORTS = "Bridges: reports a second"
 HEADERS = {"Content-Type": "application/proto", "Connect-Protocol-Version": "1"}
-A_SPAN = {"scopeSpans": [{"spans": [{"name": "x", "traceId": "01" * 16, "spanId": "01" * 8}]}]}
 TWICE = {
     title: values if title == "Destinations per start" else {name: 2 * value for name, value in values.items()}
     for title, values in EXPECTED.items()
@@ -176,19 +177,23 @@ def test_the_health_row_shows_the_collectors(otelcol, tmp_path):
     port = find_free_port()
     prometheus = ScrapingPrometheus(tmp_path)
     prometheus.targets = [f"127.0.0.1:{port}"]
-    with prometheus:
-        # Its answer is 404, so the exporter gives the events up.
-        environ = {"TBOT_LOGS": f"{prometheus.url}/nothing", "TBOT_TELEMETRY_PORT": str(port)}
+    with prometheus, OtlpGrpcServer(code=grpc.StatusCode.INVALID_ARGUMENT) as traces:
+        # Their answers, 404 and this code, are final, so the exporters give the events up.
+        environ = {
+            "TBOT_LOGS": f"{prometheus.url}/nothing",
+            "TBOT_TRACES": traces.url.removeprefix("http://"),
+            "TBOT_TELEMETRY_PORT": str(port),
+        }
         with KitCollector(otelcol, tmp_path / "one", "guard", "grafana", environ=environ) as collector:
 
             def list_empty():
                 send_events(collector.url, list_known_events()[:1])
-                requests.post(f"{collector.url}/v1/traces", json={"resourceSpans": [A_SPAN]}, timeout=60)
+                send_over_http(collector, "span", [{"run_mode": "daemon"}])
                 return [key for key, query in queries.items() if not prometheus.query(query)]
 
             poll_until(lambda: not list_empty(), waiting_for="every query to find something")
 
-    assert 6 == len(queries)
+    assert 7 == len(queries)
 
 
 @pytest.mark.backends

@@ -76,6 +76,14 @@ def test_a_panel_says_what_other_and_unknown_mean(panel):
     assert not shows_free_values or ("`_OTHER`" in panel["description"] and "`unknown`" in panel["description"])
 
 
+@pytest.mark.parametrize("panel", EACH_PANEL)
+def test_a_panel_says_that_it_shows_the_most_frequent_only(panel):
+    """A query with a limit leaves values out, so the description says so; a chart over time has all."""
+    has_limit = any(re.search(r"limit 20$|topk\(20,", target["expr"]) for target in panel["targets"])
+
+    assert has_limit == ("At most 20 are shown" in panel["description"])
+
+
 @pytest.mark.parametrize(("dashboard", "panel"), PANELS)
 def test_every_variable_of_a_query_exists(dashboard, panel):
     """Each query of events has the four filters, and each variable that a query or link names exists."""
