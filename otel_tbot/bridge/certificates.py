@@ -45,7 +45,7 @@ def load_tls_context(cert_path: str, key_path: str) -> ssl.SSLContext:
             with open(path, "rb"):
                 pass
         except OSError as error:
-            raise OtelTbotError(f"{option}: {path} cannot be read ({error.strerror}); check path and rights") from None
+            raise OtelTbotError(f"{option}: cannot be read ({error.strerror}); check path and rights") from None
     try:
         context.load_cert_chain(cert_path, key_path, password=_reject_passphrase)
     except _EncryptedKeyError:

@@ -106,7 +106,7 @@ def read_path_prefix(path: str) -> str:
             text = file.read(4096)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not ASCII"
-        raise OtelTbotError(f"--path-prefix-file: {path} cannot be read ({reason}); check path and rights") from None
+        raise OtelTbotError(f"--path-prefix-file: cannot be read ({reason}); check path and rights") from None
     found = _PREFIX_FORM.fullmatch(text.strip())
     if found is None:
         rule = "must contain one line of 16 to 256 of A-Za-z0-9._~/-; for example from `openssl rand -hex 16`"

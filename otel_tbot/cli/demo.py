@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -74,9 +75,10 @@ def show_demo(command: Sequence[str]) -> int:
     Runs the fake a third time, without a collector. Returns 0 if the first start sent one request, without any planted
     name or name of this machine, and the second start sent none; otherwise 1.
     """
-    print_result("This starts tbot with telemetry on, and again with telemetry off.")
+    print_result(to_paragraph("This starts tbot with telemetry on, and again with telemetry off.", width=get_width()))
     print_result("A small OTLP receiver in this process plays the collector.")
-    name = " ".join(command) or "tbot start --oneshot"
+    # Without the arguments, one of which may be a token.
+    name = " ".join([*command[:1], *("…" for _ in command[1:2])]) or "tbot start --oneshot"
     is_fake = not command
     if is_fake:
         command = _FAKE_TBOT
@@ -114,7 +116,8 @@ def show_demo(command: Sequence[str]) -> int:
         _print_text(f"The command ended with status {status} after {seconds:.1f} s: tbot starts all the same.")
 
     if len(requests) == 1 and not unwanted and not found:
-        print_result(style("\nThis is all that otel-tbot sends, and only with your consent.", "good"))
+        conclusion = "This is all that otel-tbot sends, and only with your consent."
+        print_result(style("\n" + to_paragraph(conclusion, width=get_width()), "good"))
         next_steps = "Next: `otel-tbot preview` for your own tbot, `otel-tbot doctor` for your settings."
         print_result(to_paragraph(next_steps, width=get_width()))
         return 0
@@ -137,7 +140,14 @@ def _run(command: Sequence[str], endpoint: str, *, consent: str | None, planted:
     if consent is not None:
         environ[CONSENT_VARIABLE] = consent
     arguments = [sys.executable, "-P", "-m", "otel_tbot", "run", "--", *command]
-    return subprocess.run(arguments, env=environ, check=False).returncode  # noqa: S603  # what the user asked to run
+    # An interrupt would end a starting interpreter with a traceback, so it waits until the fake tbot is ready for it.
+    blocked = {signal.SIGINT} if command is _FAKE_TBOT else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        process = subprocess.Popen(arguments, env=environ)  # noqa: S603  # what the user asked to run
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process.wait()
 
 
 def _print_title(number: int, text: str, command: str) -> None:

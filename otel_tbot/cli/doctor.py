@@ -61,6 +61,11 @@ _STATUS_REMEDIES: Final = (
     (r"\b30\d\b", "set the endpoint to where the redirect leads; otel-tbot follows none"),
     (r"\b5\d\d\b|UNAVAILABLE|INTERNAL", "look into the log of the collector"),
 )
+# By OpenSSL's codes: X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH.
+_DATE_REMEDY: Final = "renew the collector's certificate, and check the clock of this machine"
+_NAME_REMEDY: Final = "set the endpoint to a name that is in the collector's certificate"
+_CERTIFICATE_REMEDIES: Final = {9: _DATE_REMEDY, 10: _DATE_REMEDY, 62: _NAME_REMEDY, 64: _NAME_REMEDY}
+_UNKNOWN_AUTHORITY_REMEDY: Final = f"set {settings.CERTIFICATE.name} to the certificate of its authority"
 
 Level = Literal["problem", "warning", "ok", "note"]
 LEVELS: Final[tuple[Level, ...]] = ("problem", "warning", "ok", "note")
@@ -467,10 +472,10 @@ class _CollectorTrial(_Trial):
         """Connects, TLS included, and sends nothing; returns what failed, and a remedy."""
         try:
             self._connect()
-        except socket.gaierror as error:
+        except (socket.gaierror, UnicodeError) as error:  # the second for a part of it that is empty or too long
             return f"the host name has no address ({_describe_error(error)})", "check the host in the endpoint"
         except ssl.SSLCertVerificationError as error:
-            return _describe_error(error), f"set {settings.CERTIFICATE.name} to the certificate of its authority"
+            return _describe_error(error), _CERTIFICATE_REMEDIES.get(error.verify_code, _UNKNOWN_AUTHORITY_REMEDY)
         except ssl.SSLError as error:
             return f"TLS fails ({error.reason or type(error).__name__})", "check that TLS is spoken at this port"
         except (OSError, ValueError) as error:

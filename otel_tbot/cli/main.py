@@ -29,13 +29,15 @@ COMPLETE_VARIABLE: Final = "_OTEL_TBOT_COMPLETE"
 def main(arguments: Sequence[str]) -> int:
     """Runs the command in *arguments* and returns its exit status; docs/reference/commands.md lists them."""
     output.reserve_standard_streams()
-    if instruction := os.environ.get(COMPLETE_VARIABLE):
-        from click.shell_completion import shell_complete
-
-        return shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
+    # Otherwise gRPC prints lines too, for example for each TLS handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     own, command = split_at_dashes(arguments)
     name = next((argument for argument in own if argument in cli.commands), "")
     try:
+        if instruction := os.environ.get(COMPLETE_VARIABLE):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
         with cli.make_context(PROGRAM, list(own), obj=command) as context:
             return int(cli.invoke(context) or 0)
     except click.exceptions.Exit as end:  # after --help or --version
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     except OtelTbotError as error:
         output.print_message(name, str(error))
         return error.exit_status
-    except OSError as error:  # click could not print its help
+    except OSError as error:  # click could not print its help or a completion
         output.print_message(name, str(output.to_output_error(error)))
         return output.STATUS_NOT_WRITTEN
 
@@ -129,6 +131,9 @@ input; 74 done, but the result could not be written."""
 def cli(context: click.Context) -> None:
     """Prints the help if there is no command."""
     if context.invoked_subcommand is None:
+        if context.obj:
+            # A success without a start of tbot would mislead a script.
+            raise SafeUsageError("no command before --; did you mean run?", context)
         click.echo(context.get_help())
 
 

@@ -35,7 +35,7 @@ def describe_usage_error(error: click.UsageError, command: click.Command, argume
         if isinstance(error.param.type, click.Choice):
             return f"{name}: must be one of {', '.join(error.param.type.choices)}"
         if isinstance(error.param.type, click.IntRange):
-            return f"{name}: must be a whole number from {error.param.type.min} to {error.param.type.max}"
+            return f"{name}: must be a whole number of at least {error.param.type.min}"
         return f"{name}: invalid value"
     return "unexpected argument; only options may stand here, and a command after --"
 
@@ -51,5 +51,4 @@ def _find_position(option: str, arguments: Sequence[str]) -> int:
 
 
 def _list_options(command: click.Command) -> list[str]:
-    visible = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
-    return ["--help", *(option for parameter in visible for option in (*parameter.opts, *parameter.secondary_opts))]
+    return ["--help", *(option for param in command.params for option in (*param.opts, *param.secondary_opts))]

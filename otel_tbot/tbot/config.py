@@ -63,7 +63,6 @@ _JOIN_URI_RULE: Final = "not a join URI; write tbot+proxy+METHOD://TOKEN@HOST:PO
 # "Teleport v18.4.1 git:v18.4.1-0-g0123456 go1.24.5"; the rule of the event drops the "v" and what follows the version.
 _VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:Enterprise\s+)?)?(?=v?[0-9])")
 
-_NULLS: Final = frozenset(("", "~", "null", "Null", "NULL"))
 # The spellings that gopkg.in/yaml.v3, with which tbot reads, accepts for a boolean field.
 _BOOLEANS: Final = dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"), True) | (
     dict.fromkeys(("n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE"), False)
@@ -173,7 +172,7 @@ def parse_config(data: bytes, *, source: str) -> TbotConfig:
         TbotConfigError: *data* is not a configuration of tbot; says where, which rule, and what to do.
     """
     root = parse_yaml(data, source=source)
-    if root is None:
+    if root is None or root.is_null:
         return TbotConfig()
     reader = _Reader(source)
     top = reader.read_map(root, "the file")
@@ -193,8 +192,8 @@ def _read_config(flags: StartFlags, environ: Mapping[str, str]) -> TbotConfig:
     path = flags.config_path or environ.get(CONFIG_PATH_VARIABLE, "")
     encoded_source = "--config-string" if flags.config_string else CONFIG_VARIABLE
     encoded = flags.config_string or environ.get(CONFIG_VARIABLE, "")
+    path_source = "--config" if flags.config_path else CONFIG_PATH_VARIABLE
     if path and encoded:
-        path_source = "--config" if flags.config_path else CONFIG_PATH_VARIABLE
         raise TbotConfigError(encoded_source, f"set together with {path_source}; remove one of them")
     if encoded:
         try:
@@ -209,7 +208,8 @@ def _read_config(flags: StartFlags, environ: Mapping[str, str]) -> TbotConfig:
             data = file.read(MAX_CONFIG_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "invalid file name"
-        raise TbotConfigError(path, f"cannot be read ({reason}); check --config and {CONFIG_PATH_VARIABLE}") from None
+        # Not the path: it may be the configuration itself, by mistake.
+        raise TbotConfigError(path_source, f"cannot be read ({reason}); check path and rights") from None
     return parse_config(data, source=path)
 
 
@@ -287,8 +287,7 @@ class _Reader:
     def _find(self, fields: Mapping[str, Node], name: str) -> Node | None:
         """Returns the node of *name*; None if it is missing or null, which is the same to tbot."""
         node = fields.get(name)
-        is_null = node is not None and node.text is not None and node.is_plain and node.text in _NULLS
-        return None if is_null else node
+        return None if node is None or node.is_null else node
 
     def _error(self, node: Node, rule: str) -> TbotConfigError:
         return TbotConfigError(self._source, rule, line=node.line)

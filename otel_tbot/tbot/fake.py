@@ -7,6 +7,7 @@ nothing.
 import http.client
 import json
 import os
+import signal
 import sys
 from typing import Final
 from urllib.parse import urlsplit
@@ -34,6 +35,10 @@ _HEADERS: Final = {
 
 def main() -> int:
     """Reports one start with one database output; returns 0 even if the report fails, as tbot does."""
+    # As in tbot, an interrupt ends it without a traceback; `otel-tbot demo` starts it with the signal blocked.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     helper = os.environ.get(HELPER_VARIABLE, "")
     event = TbotStart(
         run_mode="one-shot" if "--oneshot" in sys.argv else "daemon",

@@ -6,6 +6,7 @@ reported, because it can change the event.
 Source: Teleport, CLI reference of `tbot start`; kingpin, with which tbot parses its command line.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -82,21 +83,26 @@ class _Parser:
 
     def parse(self) -> None:
         """Reads all arguments; raises TbotConfigError for those that tbot rejects."""
+        self._check_files()
         while self._position < len(self._arguments):
             argument = self._arguments[self._position]
             self._position += 1
             if argument == "--":
                 self.words += self._arguments[self._position :]
                 return
-            if argument.startswith("@"):
-                # tbot may replace it by the lines of a file.
-                raise TbotConfigError(self._place(), "must not be a file of arguments (@FILE); write the arguments out")
             if argument.startswith("--"):
                 self._parse_long(argument[2:])
             elif argument.startswith("-") and argument != "-":
                 self._parse_short(argument[1:])
             else:
                 self.words.append(argument)
+
+    def _check_files(self) -> None:
+        """Rejects `@FILE`, even as a flag's value: tbot replaces it by the lines of the file, which may be flags."""
+        for position, argument in enumerate(itertools.takewhile(lambda word: word != "--", self._arguments), start=1):
+            if argument.startswith("@"):
+                rule = "must not be a file of arguments (@FILE); write the arguments out"
+                raise TbotConfigError(f"{PLACE}, argument {position}", rule)
 
     def _parse_long(self, text: str) -> None:
         name, separator, value = text.partition("=")

@@ -19,10 +19,18 @@ MAX_NODES: Final = 100_000
 
 MAX_DEPTH: Final = 64
 
+_NULLS: Final = frozenset(("", "~", "null", "Null", "NULL"))
+
+# Some programs write these tags out: `!!merge <<: *anchor`.
+_PLAIN_TAGS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("bool", "merge", "null"))
+
 
 @dataclass(slots=True)
 class Node:
-    """A node of YAML: a scalar has a `text`, a map has `entries`, a list has `items`; `size` counts aliases as well."""
+    """A node of YAML: a scalar has a `text`, a map has `entries`, a list has `items`; `size` counts aliases as well.
+
+    `is_plain` says that the text may mean something else than a string: it has no quotes, or a tag that says so.
+    """
 
     line: int
     text: str | None = None
@@ -31,6 +39,11 @@ class Node:
     items: "list[Node] | None" = None
     size: int = 1
     children: "list[Node]" = field(default_factory=list)
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is a null in one of its spellings, such as an empty value."""
+        return self.is_plain and self.text in _NULLS
 
 
 def parse_yaml(data: bytes, *, source: str) -> Node | None:
@@ -83,7 +96,7 @@ def _build_tree(text: str, *, source: str) -> Node | None:
             if event.anchor:
                 anchors[event.anchor] = node
             if isinstance(event, yaml.ScalarEvent):
-                node.text, node.is_plain = event.value, event.implicit[0]
+                node.text, node.is_plain = event.value, event.implicit[0] or event.tag in _PLAIN_TAGS
                 open_nodes[-1].size += 1
             else:
                 node.entries, node.items = ([], None) if isinstance(event, yaml.MappingStartEvent) else (None, [])

@@ -461,7 +461,7 @@ STARTS = {
     "address": ({}, ("--listen", CANARY), "--listen: must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080"),
     "port": ({}, ("--listen", "127.0.0.1:65536"), "--listen: must be HOST:PORT"),
     "no brackets": ({}, ("--listen", "::1:80"), "--listen: must be HOST:PORT"),
-    "no prefix file": ({}, ("--path-prefix-file", "/nonexistent"), "--path-prefix-file: /nonexistent cannot be read"),
+    "a prefix as a file": ({}, ("--path-prefix-file", CANARY), "--path-prefix-file: cannot be read (No such file or"),
     "no prefix in it": (
         {},
         ("--path-prefix-file", "/dev/null"),

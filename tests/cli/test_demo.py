@@ -1,8 +1,12 @@
 import os
 import re
+import signal
+import threading
 
 import pytest
 
+from tests.support.commands import run_on_terminal
+from tests.support.polling import poll_until
 from tests.support.processes import LAUNCHER, Launch
 
 DEMO = (LAUNCHER[0], "demo")
@@ -108,6 +112,45 @@ def test_demo_runs_the_command_that_it_is_given(reporter):
     assert re.search(r"^ +tbot\.version +17\.0\.0$", finished.stdout, re.MULTILINE)
     assert 2 == finished.stdout.count("The command ended with status 4.")
     launch.wait_for_end()
+
+
+def test_demo_repeats_no_argument_of_the_command():
+    """An argument may be a token: the program is shown, and that it has arguments."""
+    finished = Launch(dict(os.environ)).run(["--", "true", "start", "--token", "canary-4b2f"], launcher=DEMO)
+
+    assert 1 == finished.stdout.count("\n  $ otel-tbot run -- true …\n")
+    assert "canary-4b2f" not in finished.stdout + finished.stderr
+
+
+def test_an_interrupt_of_the_demo_shows_no_traceback(tmp_path):
+    """Ctrl-C reaches the processes that the demo has started too, here one whose interpreter is still starting."""
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    os.mkfifo(gate)
+    hold = f"open({str(begun)!r}, 'w').close(); open({str(gate)!r}).read()"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nif sys.orig_argv[-1] == '--oneshot' and 'run' not in sys.orig_argv: {hold}\n"
+    )
+    launch = Launch({"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)})
+    process = launch.start([], launcher=DEMO, start_new_session=True)
+    poll_until(begun.exists, waiting_for="the process that the demo starts")
+
+    os.killpg(process.pid, signal.SIGINT)
+    assert -signal.SIGINT == process.wait(timeout=60)
+    threading.Thread(target=gate.write_text, args=("",), daemon=True).start()
+    shown = process.stdout.read() + process.stderr.read()
+
+    assert "Traceback" not in shown
+    assert "tbot (fake)" not in shown
+    launch.wait_for_end()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_demo_fits_the_terminal(columns):
+    """Its prose does; a command to copy and what the fake tbot prints are not broken."""
+    _, shown = run_on_terminal("demo", columns=columns, NO_COLOR="1")
+    prose = [line for line in shown.splitlines() if not line.startswith(("  $ ", "tbot (fake)"))]
+
+    assert columns >= max(map(len, prose))
 
 
 @pytest.mark.parametrize("command", [["true"], ["nonexistent-command"]])

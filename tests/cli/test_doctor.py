@@ -1,8 +1,10 @@
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -191,9 +193,11 @@ def test_the_report_fits_the_terminal(columns, consent):
     assert 1 == len(texts)
 
 
-def test_an_unknown_host_is_a_problem_of_its_name():
-    """The remedy names the host."""
-    finding = find(examine(ON | {f"{OTLP}_ENDPOINT": "http://nonexistent.invalid:4318"}), "collector")
+@pytest.mark.parametrize("host", ["nonexistent.invalid", "collector..invalid", f"{'x' * 64}.invalid"])
+@pytest.mark.parametrize("port", [4317, 4318])
+def test_an_unknown_host_is_a_problem_of_its_name(host, port):
+    """The remedy names the host; a part of the name may be empty or too long."""
+    finding = find(examine(ON | {f"{OTLP}_ENDPOINT": f"http://{host}:{port}"}), "collector")
 
     assert ("problem", "check the host in the endpoint") == (finding.level, finding.remedy)
     assert "cannot be reached: the host name has no address (" in finding.text
@@ -236,7 +240,24 @@ def test_tls_is_checked_with_the_certificates_that_are_set(authority):
     assert "its certificate is not accepted: " in without.text
     assert "set OTEL_EXPORTER_OTLP_CERTIFICATE to the certificate of its authority" == without.remedy
     assert "its certificate is not accepted: " in other_name.text
+    assert "set the endpoint to a name that is in the collector's certificate" == other_name.remedy
     assert {"problem"} == {without.level, other_name.level, wrong_key.level}
+
+
+@pytest.mark.parametrize(("begin", "end"), [(2000, 2001), (2090, 2091)], ids=["expired", "not yet valid"])
+def test_a_certificate_of_another_time_has_its_own_remedy(begin, end, authority):
+    """Its authority is known already: the certificate or a clock is wrong."""
+    made, path = authority
+    times = {"not_before": datetime(begin, 1, 1, tzinfo=UTC), "not_after": datetime(end, 1, 1, tzinfo=UTC)}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.issue_cert("localhost", **times).configure_cert(context)
+    with raw_server(lambda connection: context.wrap_socket(connection, server_side=True).close()) as server:
+        endpoint = server.url.replace("http://127.0.0.1", "https://localhost")
+        finding = find(examine(ON | {f"{OTLP}_ENDPOINT": endpoint, f"{OTLP}_CERTIFICATE": str(path)}), "collector")
+
+    assert "its certificate is not accepted: " in finding.text
+    remedy = "renew the collector's certificate, and check the clock of this machine"
+    assert ("problem", remedy) == (finding.level, finding.remedy)
 
 
 def test_the_address_is_examined_if_one_is_set():

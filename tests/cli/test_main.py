@@ -66,6 +66,10 @@ def test_version_is_that_of_the_package(option):
 USAGE = {
     "run without a command": (("run",), "run: no command given; use `otel-tbot run -- COMMAND [ARG...]`"),
     "run with an empty command": (("run", "--"), "run: no command given; use `otel-tbot run -- COMMAND [ARG...]`"),
+    "a command without run": (
+        ("--", "tbot", CANARY),
+        "no command before --; did you mean run? See `otel-tbot --help`",
+    ),
     "run with an option": (("run", "--x", "--", "true"), "run: argument 2: unknown option; see `otel-tbot run --help`"),
     "a mistyped command": (("runs",), "unknown command; did you mean run? See `otel-tbot --help`"),
     "an unknown command": ((CANARY,), "unknown command; see `otel-tbot --help`"),
@@ -77,6 +81,10 @@ USAGE = {
     "a mistyped option with a value": (
         ("emit", f"--join-methods={CANARY}"),
         "emit: argument 2: unknown option; did you mean --join-method? See `otel-tbot emit --help`",
+    ),
+    "a mistyped option of tbot": (
+        ("emit", "--tokne", CANARY),
+        "emit: argument 2: unknown option; did you mean --token? See `otel-tbot emit --help`",
     ),
     "an option that holds a secret": (
         ("emit", f"--token{CANARY}"),
@@ -98,6 +106,10 @@ USAGE = {
     "a value that is not a choice": (
         ("preview", "--signal", CANARY),
         "preview: --signal: must be one of log, span; see `otel-tbot preview --help`",
+    ),
+    "a value that is not a number": (
+        ("bridge", "--idle-timeout", CANARY),
+        "bridge: --idle-timeout: must be a whole number of at least 1; see `otel-tbot bridge --help`",
     ),
     "an argument": (
         ("emit", CANARY),
@@ -218,6 +230,17 @@ def test_a_refused_or_unreachable_collector_is_status_1():
     assert CANARY not in unreachable.stderr
 
 
+def test_grpc_prints_nothing_of_its_own():
+    """A TLS handshake that fails, with a port that speaks none, is only the command's own line."""
+    with OtlpHttpServer() as server:
+        endpoint = server.url.replace("http://", "https://")
+        environ = ON | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TBOT_TIMEOUT": "60000"}
+        finished = run_command("emit", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **environ)
+
+    line = "otel-tbot: emit: the event was not delivered: unreachable; run `otel-tbot doctor` to see why\n"
+    assert (1, "", line) == (finished.returncode, finished.stdout, finished.stderr)
+
+
 @pytest.mark.parametrize("consent", [None, "0", "", "no", "False"])
 def test_emit_off_sends_nothing_and_reads_nothing(consent, tmp_path):
     """With telemetry off, the status is 0 and a line says so; the file is not read."""
@@ -245,7 +268,8 @@ def test_a_value_that_was_perhaps_meant_to_be_on_gets_a_warning(consent, command
 
 
 BAD_INPUT = {
-    "a missing file": (("-c", "/nonexistent/tbot.yaml"), "/nonexistent/tbot.yaml: cannot be read"),
+    "a missing file": (("-c", f"/{CANARY}"), "--config: cannot be read (No such file or directory); check path and"),
+    "a configuration as a file": (("-c", f"token: {CANARY}\n"), "--config: cannot be read (No such file or directory)"),
     "an invalid join URI": (("--join-uri", CANARY), "--join-uri: not a join URI; write "),
     "an invalid configuration": (("--config-string", CANARY), "--config-string: not base64; encode the file"),
     "a command that does not start tbot": (("--", "tbot", CANARY), "the command after --: must be `tbot start`"),

@@ -64,6 +64,16 @@ def test_a_full_disk_is_one_line_and_status_74(arguments):
     assert 1 == len(finished.stderr.splitlines())
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_that_cannot_be_written_is_one_line(shell):
+    """A full disk and a closed pipe, as for the other results."""
+    full = run_in_shell('"$OTEL_TBOT" >/dev/full', _OTEL_TBOT_COMPLETE=f"{shell}_source")
+    closed = run_in_shell('exec 6> >(exec true); wait $!; "$OTEL_TBOT" >&6', _OTEL_TBOT_COMPLETE=f"{shell}_source")
+
+    assert (74, f"otel-tbot: {DISK_FULL}\n") == (full.returncode, full.stderr)
+    assert (128 + signal.SIGPIPE, "") == (closed.returncode, closed.stderr)
+
+
 def test_a_full_disk_does_not_hide_that_the_event_was_delivered():
     """The event arrived: the status is neither 0 nor 1, and the line says that the collector has it."""
     with OtlpHttpServer() as server:
@@ -150,12 +160,13 @@ def test_an_encoding_without_an_arrow_gets_one_of_ascii(arguments, environ):
         assert f"{url}/... " in shown
 
 
-def test_an_argument_that_is_not_text_is_shown_escaped():
+def test_an_argument_that_is_not_text_is_shown_escaped(tmp_path):
     """A file name of other bytes is named in the message."""
-    finished = run_in_shell("\"$OTEL_TBOT\" preview -c $'/x\\xff'")
+    finished = run_in_shell(
+        "cd \"$FOLDER\" && echo x >$'x\\xff' && \"$OTEL_TBOT\" preview -c $'x\\xff'", FOLDER=str(tmp_path)
+    )
 
-    assert 2 == finished.returncode
-    assert finished.stderr.startswith("otel-tbot: preview: /x\\udcff: cannot be read (No such file or directory)")
+    assert (2, "otel-tbot: preview: x\\udcff:1: the file: must be a map\n") == (finished.returncode, finished.stderr)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

@@ -97,8 +97,19 @@ FILES = {
         """,
         ("daemon", "", 0, 2, 4, 0),
     ),
+    "v2, a merge with its tag": (
+        "base: &base {oneshot: true, onboarding: {join_method: gcp}}\n!!merge <<: *base\nversion: v2",
+        ("one-shot", "gcp", 0, 0, 0, 0),
+    ),
+    "v2, with tags": (
+        "{version: !!str v2, oneshot: !!bool 'true', outputs: !!seq [!!map {type: !!str app}], services: !!null ''}",
+        ("one-shot", "", 1, 0, 0, 0),
+    ),
+    "v2, a merge key in quotes": ("version: v2\n'<<': {oneshot: true}", ("daemon", "", 0, 0, 0, 0)),
     "v2, a second document": ("version: v2\noneshot: true\n---\ncanary: [", ("one-shot", "", 0, 0, 0, 0)),
     "v2, with a byte order mark": ("\ufeffversion: v2\noneshot: true", ("one-shot", "", 0, 0, 0, 0)),
+    "a document without content": ("---\n# canary\n", ("daemon", "", 0, 0, 0, 0)),
+    "null": ("~", ("daemon", "", 0, 0, 0, 0)),
     "v1, every kind": (
         """
         auth_server: canary.example:443
@@ -233,18 +244,23 @@ def test_a_file_of_100_mb_is_rejected_without_reading_it(tmp_path):
     assert TbotConfig() == parse_config(within, source="x")
 
 
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
-    """Missing, a folder, an invalid name: the message has the path as it was given, the reason, and what to check."""
+def test_a_file_that_cannot_be_read_is_an_error_with_the_reason(tmp_path):
+    """Missing, a folder, an invalid name: the setting is named, and not its value, which may be a configuration."""
     for path, reason in (
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),
+        (f"token: {CANARY}\n", "No such file or directory"),
         (tmp_path / ("x" * 300), "File name too long"),
         ("a\0b", "invalid file name"),
     ):
-        with pytest.raises(TbotConfigError) as raised:
-            read_event(StartFlags(config_path=str(path)), {})
+        for flags, environ, name in (
+            (StartFlags(config_path=str(path)), {}, "--config"),
+            (StartFlags(), {"TBOT_CONFIG_PATH": str(path)}, "TBOT_CONFIG_PATH"),
+        ):
+            with pytest.raises(TbotConfigError) as raised:
+                read_event(flags, environ)
 
-        assert f"{path}: cannot be read ({reason}); check --config and TBOT_CONFIG_PATH" == str(raised.value)
+            assert f"{name}: cannot be read ({reason}); check path and rights" == str(raised.value)
 
 
 @pytest.mark.parametrize("encoded", [CANARY, "====", "dmVyc2lvbjogdjI", "ü"])

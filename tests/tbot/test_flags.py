@@ -37,6 +37,7 @@ LINES = {
     "a value that could be a subcommand": ((*START, "--storage", "db", "app"), StartFlags(subcommand="app")),
     "a server, in short": (("tbot", "-a", "start", "start"), StartFlags()),
     "a new subcommand": ((*START, "of-the-future"), StartFlags(subcommand="of-the-future")),
+    "an at sign in a value": ((*START, "--storage=@x", "--", "@y"), StartFlags(subcommand="@y")),
     "words after a double dash": (("tbot", "--", "start", "app"), StartFlags(subcommand="app")),
 }
 
@@ -92,6 +93,10 @@ INVALID = {
     "a file of arguments": (
         (*START, f"@{CANARY}"),
         "the command after --, argument 2: must not be a file of arguments (@FILE); write the arguments out",
+    ),
+    "a file of arguments as a value": (
+        (*START, "--storage", f"@{CANARY}"),
+        "the command after --, argument 3: must not be a file of arguments (@FILE); write the arguments out",
     ),
     "an invalid join URI": (
         (*START, "--join-uri", CANARY),
