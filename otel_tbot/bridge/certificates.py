@@ -64,7 +64,8 @@ def read_expiry(cert_path: str) -> datetime:
         OSError: the file cannot be read.
         ValueError: it does not contain a certificate.
     """
-    with open(cert_path, encoding="ascii") as file:
+    # The text around the certificates can be in any encoding.
+    with open(cert_path, encoding="latin-1") as file:
         text = file.read()
     begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
     return to_expiry(ssl.PEM_cert_to_DER_cert(f"{text[begin:end]}-----END CERTIFICATE-----"))

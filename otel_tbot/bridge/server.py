@@ -198,7 +198,7 @@ class _Files:
             _warn_of_end(*self._bridge.client_certificate)
 
     def _read_versions(self) -> list[tuple[int, int, int]]:
-        """Returns what changes when a file is written, replaced, or reached by another symbolic link."""
+        """Returns what changes when a file is written, replaced, made readable, or reached by another symbolic link."""
         versions = []
         for path in filter(None, (self._path_prefix_file, self._tls_cert, self._tls_key)):
             try:
@@ -206,7 +206,8 @@ class _Files:
             except OSError:
                 versions.append((0, 0, 0))
             else:
-                versions.append((status.st_ino, status.st_mtime_ns, status.st_size))
+                # Not mtime, which `cp -p` keeps, and which no change of owner or rights changes.
+                versions.append((status.st_ino, status.st_ctime_ns, status.st_size))
         return versions
 
 

@@ -115,6 +115,20 @@ def test_a_path_prefix_behind_symbolic_links_is_read_again(tmp_path):
             assert 404 == post(bridge, path=f"/{SECRETS[0]}{PROCEDURE}").status_code
 
 
+def test_a_file_that_is_written_with_its_old_time_is_read_again(tmp_path):
+    """As `cp -p` and `rsync --inplace` write it: same file, size and time; what `chown` does leaves these too."""
+    file = tmp_path / "prefix"
+    file.write_text(SECRETS[0])
+    old = file.stat()
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), "--path-prefix-file", str(file)) as bridge:
+        assert 200 == post(bridge, path=f"/{SECRETS[0]}{PROCEDURE}").status_code
+        file.write_text(SECRETS[1])
+        os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+        poll_until(
+            lambda: post(bridge, path=f"/{SECRETS[1]}{PROCEDURE}").status_code == 200, waiting_for="the new prefix"
+        )
+
+
 def test_an_invalid_replacement_is_a_warning_and_the_old_contents_stay(tmp_path):
     """One line, and reports are still taken on the old path."""
     (tmp_path / "prefix").write_text(SECRETS[0])
@@ -159,9 +173,10 @@ def test_the_certificate_for_the_collector_is_a_warning_too(authority):
 
 
 def test_the_end_of_a_certificate_is_read(authority):
-    """The same as another library reads."""
+    """The same as another library reads, also behind text that is not ASCII."""
     for not_after in (datetime(2049, 12, 31, tzinfo=UTC), datetime(2051, 1, 1, tzinfo=UTC)):
         authority.issue(not_after=not_after)
+        authority.cert.write_bytes("friendlyName: Müller\n".encode() + authority.cert.read_bytes())
         assert not_after == read_expiry(str(authority.cert))
 
 
