@@ -214,7 +214,8 @@ def _keep_only(listener_fd: int, null_fd: int, command_fd: int) -> None:
 def _list_interpreter_options(environ: "Mapping[str, str]") -> list[str]:
     """Returns options that isolate an interpreter from PYTHON* variables, the user's directory and the current one."""
     # Without PYTHONHOME, which -I ignores, an interpreter that was moved does not find its own library.
-    options = ["-s", "-P"] if "PYTHONHOME" in environ else ["-I"]
+    is_told_its_home = "PYTHONHOME" in environ and not sys.flags.ignore_environment
+    options = ["-s", "-P"] if is_told_its_home else ["-I"]
     if sys.dont_write_bytecode:
         options.append("-B")
     if sys.pycache_prefix:

@@ -80,6 +80,11 @@ def make_pythonhome(_folder: Path) -> list[str]:
     ]
 
 
+def make_ignored_pythonhome(_folder: Path) -> list[str]:
+    """An interpreter that ignores the home of another one, which is not there."""
+    return ["env", "PYTHONHOME=/nonexistent", sys.executable, "-I", "-m", "otel_tbot"]
+
+
 def make_no_bytecode(_folder: Path) -> list[str]:
     """An interpreter that writes no bytecode and looks for it elsewhere."""
     return [sys.executable, "-B", "-X", "pycache_prefix=/nonexistent", "-P", "-m", "otel_tbot"]
@@ -102,7 +107,7 @@ def report_behind(launcher: list[str], folder: Path, environ: dict[str, str]) ->
 
 LAUNCHERS = [
     make_script, make_long_script, make_relative_script, make_archive, make_pythonpath, make_module, make_pythonhome,
-    make_no_bytecode,
+    make_ignored_pythonhome, make_no_bytecode,
 ]  # fmt: skip
 
 
