@@ -360,10 +360,12 @@ class _Trial(ABC):
         thread = threading.Thread(target=self._work, daemon=True, name="otel-tbot doctor")
         thread.start()
         thread.join(self.timeout_seconds)
-        late = self.to_finding(
-            "problem", f"{self._target} does not respond in time", "check that the right program listens there"
-        )
-        return self._findings[0] if self._findings else late
+        return self._findings[0] if self._findings else self.to_late_finding()
+
+    def to_late_finding(self) -> Finding:
+        """Returns the finding for a server that is too slow."""
+        text = f"{self._target} does not respond in time"
+        return self.to_finding("problem", text, "check that the right program listens there")
 
     def to_finding(self, level: Level, text: str, remedy: str = "") -> Finding:
         """Returns a finding with the time since the beginning."""
@@ -393,6 +395,8 @@ class _AddressTrial(_Trial):
             return self.to_finding("problem", "is not an http:// or https:// URL", "correct it; tbot needs a whole URL")
         try:
             status, body = self._call(self._endpoint)
+        except TimeoutError:
+            return self.to_late_finding()
         except (OSError, ValueError, http.client.HTTPException) as error:
             text = f"{self._target} does not respond: {_describe_error(error)}"
             return self.to_finding("problem", text, "check that the bridge or relay runs there")
@@ -498,4 +502,6 @@ class _CollectorTrial(_Trial):
 def _describe_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "no response in time"
     return str(getattr(error, "strerror", None) or type(error).__name__)
