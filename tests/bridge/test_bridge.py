@@ -255,7 +255,7 @@ main()
 
 
 def test_a_client_that_leaves_does_not_disturb_the_others():
-    """If a client disconnects while its report waits, its event still arrives, so do later ones; it is no warning."""
+    """If a client disconnects while its report waits, its event and later ones arrive, and nothing is logged."""
     gate = threading.Event()
     body, left = a_report()
     with OtlpHttpServer(Answer(gate=gate)) as server, BridgeProcess(environ_of(server)) as bridge:
