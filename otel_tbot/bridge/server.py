@@ -271,14 +271,11 @@ class _Server:
         Not by `loop.sock_accept`: cancelled just when a client connects, it still uses the closed listener.
         """
         try:
-            client, _ = self._listener.accept()
+            self._add_next()
         except BlockingIOError:
-            return  # the client has gone again
+            pass  # the client has gone again
         except OSError as error:
             self._recover(error.errno or 0)
-            return
-        client.setblocking(False)
-        self._add(client)
 
     def _stop_accepting(self) -> None:
         """Closes the listener, after the clients that have connected: the system would reset their connections."""
@@ -287,14 +284,15 @@ class _Server:
         asyncio.get_running_loop().remove_reader(self._listener)
         try:
             for _ in range(_BACKLOG):
-                client, _ = self._listener.accept()
-                client.setblocking(False)
-                self._add(client)
+                self._add_next()
         except OSError:
             pass  # there are no more, or no more can be accepted
         self._listener.close()
 
-    def _add(self, client: socket.socket) -> None:
+    def _add_next(self) -> None:
+        """Accepts the next client; raises the OSError of accept."""
+        client, _ = self._listener.accept()
+        client.setblocking(False)
         if len(self._connections) >= self._max_connections and not self._make_room():
             client.close()
             return
