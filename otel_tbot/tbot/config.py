@@ -61,7 +61,7 @@ _ADDRESS_KINDS: Final = ("proxy", "auth")
 _JOIN_URI_RULE: Final = "not a join URI; write tbot+proxy+METHOD://TOKEN@HOST:PORT, or tbot+auth+…"
 
 # "Teleport v18.4.1 git:v18.4.1-0-g0123456 go1.24.5"; the rule of the event drops the "v" and what follows the version.
-_VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:Enterprise\s+)?)?(?=v?[0-9])")
+_VERSION_LINE: Final = re.compile(r"\s*(?:Teleport\s+(?:[A-Za-z]+\s+)?)?(?=v?[0-9])")
 
 # The spellings that gopkg.in/yaml.v3, with which tbot reads, accepts for a boolean field.
 _BOOLEANS: Final = dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"), True) | (

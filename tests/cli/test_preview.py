@@ -98,6 +98,7 @@ def test_a_pin_replaces_the_onboarding_section(tmp_path):
         ("18.4.1", "18.4.1"),
         ("v18.4.1", "18.4.1"),
         ("Teleport v18.4.1 git:v18.4.1-0-gabcdef go1.24", "18.4.1"),
+        ("Teleport OSS v18.4.1", "18.4.1"),
         ("Teleport Enterprise v18.4.1-rc.2 git:v18.4.1-rc.2-0-gabcdef go1.24\n", "18.4.1-rc.2"),
         ("Teleport 18.4.1", "18.4.1"),
         ("Teleport", "_OTHER"),

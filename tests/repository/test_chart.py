@@ -114,6 +114,12 @@ def test_every_value_has_an_effect(name, tmp_path):
         "destination.protocol=http",
         "destination.endpoint=collector:4317",
         "bridge.listen=8080",
+        "bridge.listen=127.0.0.1:8080",
+        "bridge.listen=[::1]:8080",
+        "bridge.listen=0.0.0.0:65536",
+        "serviceMonitor.interval=30",
+        "serviceMonitor.interval=30 s",
+        "serviceMonitor.interval=",
         "service.port=http",
         "networkPolicy.reporterLabels=null",
         "nameOverride=" + "a" * 64,
@@ -134,6 +140,16 @@ def test_a_wrong_value_is_an_error(value):
     assert any(
         f"'{part}" in finished.stderr or f"/{part}" in finished.stderr for part in value.partition("=")[0].split(".")
     )
+
+
+@pytest.mark.parametrize(
+    "value", ["bridge.listen=0.0.0.0:65535", "serviceMonitor.interval=1h", "serviceMonitor.interval=1m30s"]
+)
+def test_a_value_next_to_a_wrong_one_is_right(value):
+    """The schema refuses nothing that the bridge and the Prometheus Operator accept."""
+    finished = chart.render("--set", value)
+
+    assert 0 == finished.returncode, finished.stderr
 
 
 @pytest.mark.parametrize(
