@@ -343,45 +343,28 @@ def test_a_file_that_cannot_be_executed_does_not_hide_one_that_can(names, tmp_pa
     assert (0, "mine\n", "") == (finished.returncode, finished.stdout, finished.stderr)
 
 
-LOCALES = {
-    "EUC-JP": "ja_JP",
-    "EUC-KR": "ko_KR",
-    "BIG5": "zh_TW",
-    "GB18030": "zh_CN",
-    "ISO-8859-1": "de_DE",
-    "UTF-8": "de_DE",
-}
-
-
-@pytest.fixture(scope="session")
-def locales(tmp_path_factory):
-    """A directory with one locale of each encoding."""
+@pytest.mark.parametrize("encoding", ["EUC-JP", "EUC-KR", "BIG5", "GB18030", "ISO-8859-1", "UTF-8"])
+def test_run_keeps_the_bytes_of_the_arguments_in_every_locale(encoding, tmp_path):
+    """In each encoding, every pair of bytes reaches the command as it was, off and on, and the relay is there."""
     if shutil.which("localedef") is None:
         skip_or_fail("localedef is not installed")
-    directory = tmp_path_factory.mktemp("locales")
-    for encoding, language in LOCALES.items():
-        made = ["localedef", "-c", "-i", language, "-f", encoding, str(directory / f"{language}.{encoding}")]
-        subprocess.run(made, capture_output=True, check=False)
-    return directory
-
-
-@pytest.mark.parametrize("consent", [{}, CONSENT], ids=["off", "on"])
-@pytest.mark.parametrize(("encoding", "language"), LOCALES.items())
-def test_run_keeps_the_bytes_of_the_arguments_in_every_locale(encoding, language, consent, locales):
-    """In each encoding, every pair of bytes reaches the command as it was, and the relay is there."""
-    if not (locales / f"{language}.{encoding}").exists():
-        skip_or_fail(f"localedef cannot make {language}.{encoding}")
-    environ = BASIC | {"LOCPATH": str(locales), "LC_ALL": f"{language}.{encoding}"} | consent
-    launch = Launch(environ, is_measured=False)
+    # Of a locale only the encoding matters here; POSIX has the shortest rules, so it is made the fastest.
+    made = ["localedef", "-c", "-i", "POSIX", "-f", encoding, str(tmp_path / f"test.{encoding}")]
+    subprocess.run(made, capture_output=True, check=False)
+    if not (tmp_path / f"test.{encoding}").exists():
+        skip_or_fail(f"localedef cannot make a locale with {encoding}")
     firsts = [bytes([first]) for first in range(0x80, 0x100)]
     arguments = [b"".join(first + bytes([second]) for second in range(1, 0x100)) for first in firsts]
 
-    process = launch.start([b"/usr/bin/printf", b"%s\\0", *arguments], text=False)
-    out, err = process.communicate()
-    launch.wait_for_end()
+    for consent in ({}, CONSENT):
+        environ = BASIC | {"LOCPATH": str(tmp_path), "LC_ALL": f"test.{encoding}"} | consent
+        launch = Launch(environ, is_measured=False)
+        process = launch.start([b"/usr/bin/printf", b"%s\\0", *arguments], text=False)
+        out, err = process.communicate()
+        launch.wait_for_end()
 
-    assert (0, b"") == (process.returncode, err)
-    assert [*arguments, b""] == out.split(b"\0")
+        assert (0, b"") == (process.returncode, err)
+        assert [*arguments, b""] == out.split(b"\0")
 
 
 @pytest.mark.parametrize("path", [None, "", "relative", "/usr/bin:/bin"])
