@@ -144,7 +144,8 @@ def _listen(environ: "Mapping[str, str]") -> str:
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(16)
+        # More than the relay serves at once: the kernel delays a connection beyond it by seconds.
+        listener.listen(128)
         # Other local users can find the port. They cannot guess this path, so they cannot report in tbot's name.
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{os.urandom(16).hex()}"
         # Entries and address are in the environment and never in the arguments, which every user can read.

@@ -6,13 +6,15 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from select import select
 
 import pytest
 
 from otel_tbot.event import TbotStart
 from otel_tbot.launcher import MIN_DESCRIPTORS
+from otel_tbot.relay.server import MAX_CONNECTIONS
 from otel_tbot.tbot.prehog.tbot_pb2 import SubmitTbotEventRequest
 from otel_tbot.tbot.report import to_report
 from tests.support.polling import poll_until
@@ -426,6 +428,23 @@ def test_half_a_report_of_a_command_that_died_does_not_keep_the_relay():
         command.launch.wait_for_end()
 
     assert not server.requests
+
+
+def test_connections_that_come_before_the_relay_accepts_do_not_delay_the_report():
+    """The kernel keeps as many as the relay serves; it would let those beyond try again after one second, and two."""
+    with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command, ExitStack() as open_sockets:
+        relay = command.launch.wait_for_relay()
+        os.kill(relay, signal.SIGSTOP)
+        waiting = [open_sockets.enter_context(socket.socket()) for _ in range(MAX_CONNECTIONS - 1)]
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", command.port))
+
+        poll_until(lambda: len(waiting) == len(select([], waiting, [], 0)[1]), waiting_for="all to be connected")
+        os.kill(relay, signal.SIGCONT)
+        assert (200, "") == command.report(one_shot())
+
+    assert 1 == len(server.requests)
 
 
 def test_a_relay_that_is_killed_leaves_the_command_alone():
