@@ -198,12 +198,14 @@ def test_an_interrupt_before_the_command_starts_ends_it_silently(consent):
     """SIGINT ends the launcher as it would end the command: right after its start, and from its first line on."""
     launch = Launch(BASIC | consent, is_measured=False)
     at_birth = launch.start(["sleep", "60"])
-    at_birth.send_signal(signal.SIGINT)
+    # Python installs its own handler while it starts, which the launcher cannot prevent.
+    poll_until(lambda: interrupt(at_birth), waiting_for="a moment without Python's handler")
     later = [launch.start(["sleep", "60"]) for _ in range(20)]
     for process in later:
-        # Python installs its own handler while it starts, which the launcher cannot prevent.
-        poll_until(lambda pid=process.pid: has_begun(pid), waiting_for="the launcher's first line")
-        process.send_signal(signal.SIGINT)
+        poll_until(
+            lambda process=process: has_begun(process.pid) and interrupt(process),
+            waiting_for="the launcher's first line",
+        )
 
     for process in (at_birth, *later):
         _, err = process.communicate()
@@ -211,15 +213,39 @@ def test_an_interrupt_before_the_command_starts_ends_it_silently(consent):
     launch.wait_for_end()
 
 
+def interrupt(process: subprocess.Popen) -> bool:
+    """Sends SIGINT unless the process catches it, and returns whether it was sent.
+
+    The process is stopped meanwhile. If it ran, it could come to Python's handler before the signal arrives.
+    """
+    process.send_signal(signal.SIGSTOP)
+    poll_until(lambda: "(stopped)" in read_status(process.pid), waiting_for="the process to stop")
+    is_caught = catches_interrupt(read_status(process.pid))
+    if not is_caught:
+        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    return not is_caught
+
+
+def read_status(pid: int) -> str:
+    """Returns the process's state, and what it does with its signals."""
+    return Path(f"/proc/{pid}/status").read_text()
+
+
+def catches_interrupt(status: str) -> bool:
+    """Returns whether a process with this *status* has a handler for SIGINT."""
+    caught = int(re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE).group(1), 16)
+    return bool(caught >> (signal.SIGINT - 1) & 1)
+
+
 def has_begun(pid: int) -> bool:
     """Returns whether the process no longer catches SIGINT, as in the launcher's first line."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE).group(1), 16)
+    status = read_status(pid)
     ignored = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE).group(1), 16)
     # Python ignores SIGPIPE right before it catches SIGINT; the command has SIGPIPE at its default again.
     is_python = ignored >> (signal.SIGPIPE - 1) & 1
     is_command = "sleep" in status.partition("\n")[0]
-    return bool(is_command or (is_python and not caught >> (signal.SIGINT - 1) & 1))
+    return bool(is_command or (is_python and not catches_interrupt(status)))
 
 
 def test_the_relay_holds_nothing_of_the_caller(tmp_path):

@@ -39,7 +39,6 @@ _METRICS_HEADERS: Final = ((b"content-type", b"text/plain; version=0.0.4; charse
 _METRICS_METHOD: Final = Response(405, ((b"allow", b"GET"),))
 _FULL: Final = to_error_response("resource_exhausted", "too many reports wait for the collector")
 _CLIENT_TIMEOUT: Final = to_error_response("deadline_exceeded", "the client's own timeout has passed")
-_DAEMON_SECONDS: Final = settings.DAEMON_TIMEOUT_MS / 1000
 
 _NOT_ACCEPTED: Final = "reports were answered `unavailable`, because the collector did not accept their events"
 _NOT_ACCEPTED_REMEDY: Final = "run `otel-tbot doctor` with the same settings to see why"
@@ -209,7 +208,7 @@ class Bridge(ReportingService):
             logger.warning(warning)
         if sender.config.is_tls:
             self.client_certificate = settings.CLIENT_CERTIFICATE.find(self._environ, sender.config.signal)
-        self._one_shot_seconds = min(sender.config.timeout_seconds, _DAEMON_SECONDS)
+        self._one_shot_seconds = min(sender.config.timeout_seconds, settings.DAEMON_TIMEOUT_MS / 1000)
         self._batches = BatchSender(sender, on_export=self._on_export)
         # Here, because a process that never starts a bridge must not import OpenTelemetry's SDK.
         from otel_tbot.bridge.metrics import Metrics
@@ -228,7 +227,8 @@ class Bridge(ReportingService):
 
     def _submit_to_batch(self, event: TbotStart, timeout_seconds: float | None) -> asyncio.Future[Outcome]:
         batches = cast("BatchSender", self._batches)  # started before any request
-        limit_seconds = _DAEMON_SECONDS if event.run_mode == "daemon" else self._one_shot_seconds
+        is_daemon = event.run_mode == "daemon"
+        limit_seconds = settings.DAEMON_TIMEOUT_MS / 1000 if is_daemon else self._one_shot_seconds
         if timeout_seconds is not None:
             limit_seconds = min(limit_seconds, timeout_seconds)
         return batches.submit(event, time_ns=time.time_ns(), limit_seconds=limit_seconds)

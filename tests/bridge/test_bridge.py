@@ -75,6 +75,16 @@ def test_a_report_is_answered_once_the_collector_has_its_event(protocol, signal)
     assert "" == bridge.written
 
 
+WAITING = "otel_tbot_bridge_reports_waiting"
+
+
+def read_count(bridge, name):
+    """The value of the metric *name* on /metrics, which has it once."""
+    lines = requests.get(f"{bridge.url}/metrics", timeout=60).text.splitlines()
+    (line,) = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+    return float(line.rpartition(" ")[2])
+
+
 def to_json_body():
     """A report as JSON."""
     return MessageToJson(to_report(TbotStart(run_mode="daemon"))).encode()
@@ -395,7 +405,8 @@ def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
         threads = [threading.Thread(target=lambda: answers.append(post(bridge).status_code)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        poll_until(lambda: server.connections, waiting_for="the export")
+        # Not only the first, whose export the collector has: a client that connects after SIGTERM is refused.
+        poll_until(lambda: read_count(bridge, WAITING) == 3, waiting_for="all reports to wait")
         silent = bridge.connect()
         silent.sendall(HEAD)
 
@@ -711,15 +722,29 @@ def test_an_error_behind_a_question_for_permission_is_the_last_response():
     assert "" == bridge.written
 
 
+STOPS_SLOWLY = (
+    sys.executable,
+    "-c",
+    """
+from otel_tbot.bridge import connection
+connection.STOPPING_SECONDS = 60
+from otel_tbot.__main__ import main
+main()
+""",
+)
+"""Runs the command with more than a second for the rest of a request after SIGTERM: this process may pause so long."""
+
+
 def test_a_half_sent_report_still_comes_after_sigterm():
     """A report whose headers arrived before SIGTERM and whose body arrives after it is accepted."""
     body, session_id = a_report()
     head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=STOPS_SLOWLY) as bridge:
         with bridge.connect() as connection:
             connection.sendall(head)
             post(bridge)
             bridge.ask_to_end()
+            bridge.wait_for_refusal()
             connection.sendall(body)
 
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -732,7 +757,7 @@ def test_a_report_of_a_client_that_has_connected_still_comes_after_sigterm(conne
     """A client that connected before SIGTERM can still send its report, because tbot does not try again."""
     body, _ = a_report()
     head = HEAD + b"Content-Type: application/proto\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), program=STOPS_SLOWLY) as bridge:
         with ExitStack() as stack:
             connections = [stack.enter_context(bridge.connect()) for _ in range(connected)]
             bridge.ask_to_end()

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from otel_tbot import settings
 from otel_tbot.bridge.application import Bridge
 from otel_tbot.bridge.batching import MAX_BATCH, MAX_PENDING
 from otel_tbot.event import TbotStart
@@ -135,10 +136,23 @@ def test_one_more_waiting_report_is_rejected_at_once(tmp_path, tls):
             target.report()
 
 
+PATIENT = """
+from otel_tbot import settings
+settings.DAEMON_TIMEOUT_MS = 60_000
+from otel_tbot.__main__ import main
+main()
+"""
+"""Runs the command with a minute for a daemon's report, which must wait until all others are there."""
+
+
 def test_one_export_has_512_events(tmp_path, tls):
     """What waits beyond that is in the next one."""
     gate = threading.Event()
-    with OtlpHttpServer(Answer(gate=gate)) as server, targeted(environ_of(server), tmp_path, tls) as target:
+    program = (sys.executable, "-c", PATIENT)
+    with (
+        OtlpHttpServer(Answer(gate=gate)) as server,
+        targeted(environ_of(server), tmp_path, tls, program=program) as target,
+    ):
         first = target.send(a_post())
         server.wait_for_request()
         connections = [target.send(a_post() * 8) for _ in range(MAX_BATCH // 8)]
@@ -229,8 +243,10 @@ def test_mounted_a_report_has_16_kib():
         assert [(400, "invalid_argument"), (429, "resource_exhausted")] == asyncio.run(run(server))
 
 
-def test_mounted_2048_reports_wait_and_an_export_has_512_events():
+def test_mounted_2048_reports_wait_and_an_export_has_512_events(monkeypatch):
     """One more is `resource_exhausted` at once; the others are accepted once the collector answers."""
+    # The first must wait until all others are there.
+    monkeypatch.setattr(settings, "DAEMON_TIMEOUT_MS", 60_000)
     gate = threading.Event()
 
     async def run(server):
