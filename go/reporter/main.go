@@ -49,7 +49,7 @@ func main() {
 	application := flag.Int("destinations-application", 0, "destinations of the Application Service")
 	distinctID := flag.String("distinct-id", "", "id of the start (default: a random UUID for each report)")
 	runMode := flag.Int("run-mode", -1, "run mode as a number, which may be unknown")
-	wait := flag.Duration("wait", 10*time.Second, "longest time to wait for the responses before the end")
+	wait := flag.Duration("wait", 60*time.Second, "longest time to wait for the responses before the end")
 	exitCode := flag.Int("exit-code", 0, "exit status")
 	report := flag.Bool("report", true, "send a report")
 	gzip := flag.Bool("gzip", false, "compress the request")

@@ -84,7 +84,8 @@ def test_each_start_has_a_new_secret_of_128_bits(cases):
 @pytest.mark.promise("attackers.hold")
 def test_open_connections_do_not_keep_the_relay_after_its_report():
     """Silent and unfinished connections of others end with the relay once it has answered the report."""
-    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "5000"} | endpoint(server.url)) as command:
+    # At its limit the relay would answer these connections and end in any case, so the limit is long.
+    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "600000"} | endpoint(server.url)) as command:
         command.wait_until_served()
         with ExitStack() as stack:
             for number in range(MAX_CONNECTIONS // 2):
@@ -96,13 +97,16 @@ def test_open_connections_do_not_keep_the_relay_after_its_report():
 
 @pytest.mark.promise("attackers.hold")
 def test_too_many_connections_delay_a_report_and_do_not_lose_it():
-    """Connections that use every place are answered at the limit, and the report that waits is then accepted."""
+    """Connections that use every place are answered at the limit, and the report that waits is then accepted.
+
+    It is a daemon's, which has time left: a one-shot's own limit ends just after that of the connections before it.
+    """
     with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
         command.wait_until_served()
         with ExitStack() as stack:
             for _ in range(MAX_CONNECTIONS):
                 stack.enter_context(command.connect())
-            assert (200, "") == command.report(one_shot())
+            assert (200, "") == command.report(TbotStart(run_mode="daemon"))
             command.launch.wait_for_no_relay()
 
 
@@ -138,8 +142,8 @@ def test_a_flood_of_connections_does_not_keep_the_relay_after_its_command():
                 thread.join()
 
     assert 0 == command.process.returncode
-    # Its timeout and one second, with room for a busy machine.
-    assert lingered < LIFETIME_SECONDS / 10
+    # Its timeout and one second, with much room for a busy machine. Kept, it would stay for the rest of its lifetime.
+    assert lingered < LIFETIME_SECONDS / 2
     assert not server.requests
 
 
