@@ -35,8 +35,10 @@ from tests.support.servers import (
 TIMEOUT_SECONDS = 1.0
 ALLOWANCE_SECONDS = 0.25
 DAEMON_SECONDS = 10.0
-TRIES = 10
-"""A busy machine can only add time, so the least of a few tries counts; everything else must hold in each try."""
+DAEMON_ALLOWANCE_SECONDS = 5.0
+"""For pauses of a busy machine, since there is one try. The next limit, the lifetime of a relay, is 60 s."""
+TRIES = 30
+"""A busy machine can only add time, so the least of these tries counts; everything else must hold in each try."""
 
 PATIENT = {"OTEL_TBOT_TIMEOUT": "60000"}
 """For outcomes that must be known at once: an outcome at this limit would take too long for the test."""
@@ -243,6 +245,16 @@ def read_outcome(text):
     return line
 
 
+def check_truth(response, server):
+    """Fails if *response* says that an event was accepted of which *server* did not get exactly one request.
+
+    An event that was given up in an earlier try can still be among the requests, or arrive meanwhile.
+    """
+    if response.startswith("ok "):
+        requests = [request for request in list(server.requests) if response.split()[1] in request.session_ids]
+        assert 1 == len(requests)
+
+
 @dataclass
 class Compared:
     """A one-shot behind `run`: the seconds added, how long the relay stayed, and the response that tbot got."""
@@ -307,9 +319,8 @@ def test_without_a_fault_the_same_one_shot_learns_that_its_event_arrived(protoco
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
 
         def attempt():
-            before = len(server.requests)
             compared = compare(reporter, environ)
-            assert not compared.response.startswith("ok ") or before + 1 == len(server.requests)
+            check_truth(compared.response, server)
             return compared
 
         hold_in_time(attempt)
@@ -325,10 +336,9 @@ def test_few_file_descriptors_change_nothing_for_a_one_shot(files, reporter):
     with OtlpHttpServer() as server:
 
         def attempt():
-            before = len(server.requests)
             environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
             compared = compare(reporter, environ, around=limit, warns=False)
-            assert not compared.response.startswith("ok ") or before + 1 == len(server.requests)
+            check_truth(compared.response, server)
             return compared
 
         hold_in_time(attempt)
@@ -341,6 +351,10 @@ def start_held(reporter, environ):
     process = launch.start(["sh", "-c", script, "sh", reporter, "-oneshot", "-exit-code", "7"])
     assert "working\n" == process.stdout.readline()
     return launch, process
+
+
+HELD = ("sh", "-c", 'echo working; read line; exec "$@"', "sh")
+"""In front of a command: it starts when it gets a line."""
 
 
 def take_memory(pid):
@@ -361,7 +375,6 @@ def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, 
     with OtlpHttpServer() as server:
 
         def attempt():
-            before = len(server.requests)
             launch, process = start_held(reporter, {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url})
             relay = launch.wait_for_relay()
             if not is_early:
@@ -377,7 +390,7 @@ def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, 
 
             assert (7, "") == (process.returncode, err)
             assert ["done"] == without_telemetry(out)
-            assert not response.startswith("ok ") or before + 1 == len(server.requests)
+            check_truth(response, server)
             return Compared(added, time.monotonic() - ended, response)
 
         hold_in_time(attempt)
@@ -387,7 +400,6 @@ def test_no_memory_for_the_relay_changes_nothing_for_a_one_shot(take, is_early, 
 def test_a_daemon_works_on_and_gets_its_response_in_ten_seconds(reporter, tmp_path, cases, request):
     """It works on, gets `unavailable` after 10 s, and the relay ends while the daemon stays."""
     request.getfixturevalue("_namespaces")
-    began = time.monotonic()
     with ExitStack() as stack:
         started = {}
         for name in HANGING:
@@ -395,17 +407,24 @@ def test_a_daemon_works_on_and_gets_its_response_in_ten_seconds(reporter, tmp_pa
             folder.mkdir()
             fault = stack.enter_context(FAULTS[name](folder))
             launch = Launch({**BASIC, **CONSENT, **fault.environ})
-            command = [reporter, "-exit-code", "7", "-wait", "30s", "-until-stdin-closes"]
+            # It reports when it gets a line, so that the time to start all of these is not measured.
+            command = [*HELD, reporter, "-exit-code", "7", "-wait", "60s", "-until-stdin-closes"]
             started[name] = launch, launch.start(command, launcher=(*fault.before, *LAUNCHER))
-        assert all(process.poll() is None for _, process in started.values())
+        for launch, process in started.values():
+            assert "working\n" == process.stdout.readline()
+            launch.wait_for_relay()
+        began = time.monotonic()
+        for _, process in started.values():
+            process.stdin.write("\n")
+            process.stdin.flush()
         for name, (launch, process) in started.items():
             response = process.stdout.readline()
             elapsed = time.monotonic() - began
 
             assert response.startswith("error unavailable "), (name, response)
             assert TIMED_OUT in response or AT_THE_LIMIT in response, (name, response)
-            assert elapsed <= DAEMON_SECONDS + 2, (name, elapsed)
-            poll_until(lambda launch=launch: not launch.relays(), waiting_for="the relay's end", deadline_seconds=10)
+            assert elapsed <= DAEMON_SECONDS + DAEMON_ALLOWANCE_SECONDS, (name, elapsed)
+            launch.wait_for_no_relay()
             assert process.poll() is None, name
         for launch, process in started.values():
             out, err = process.communicate("")

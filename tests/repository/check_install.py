@@ -53,7 +53,9 @@ class Environment:
         self._folder = folder
         (wheel,) = (ROOT / "dist").glob(f"otel_tbot-{__version__}-py3-none-any.whl")
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}{extra}")
+        # A package index may fail for a minute.
+        options = ("--quiet", "--disable-pip-version-check", "--retries", "10")
+        self.run("python", "-m", "pip", "install", *options, f"{wheel}{extra}")
 
     def run(self, program, *arguments, status=0, **environ):
         """Runs a program of the environment to its end; fails unless it ends with *status*."""

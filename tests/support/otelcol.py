@@ -3,7 +3,9 @@
 import json
 import socket
 import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -220,10 +222,29 @@ def _to_requests(signal: "Signal", events: Sequence[Mapping[str, Any]]) -> "tupl
     return prepared, [event.session_id for event in sent]
 
 
+# Enough for what one test starts; the sockets before these are closed.
+_MAX_RESERVED = 100
+_reserved: "deque[socket.socket]" = deque()
+
+
 def find_free_port() -> int:
-    """Returns a loopback port on which no process listens at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Returns a loopback port on which no process listens.
+
+    On Linux, no other process gets the port while this one keeps it, not even if the program that listens on it ends
+    and is started again: the kernel gives no process a port that a socket is bound to, but a server can still name it.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    port = int(reserved.getsockname()[1])
+    if not sys.platform.startswith("linux"):
+        # Elsewhere a server cannot listen on it then.
+        reserved.close()
+        return port
+    _reserved.append(reserved)
+    while len(_reserved) > _MAX_RESERVED:
+        _reserved.popleft().close()
+    return port
 
 
 def to_values(attributes: list[dict[str, Any]]) -> Mapping[str, tuple[str, Any]]:
