@@ -4,7 +4,6 @@ Each test prints the figures of docs/reference/bridge.md: `pytest -rP` shows the
 """
 
 import contextlib
-import resource
 import socket
 import ssl
 import sys
@@ -23,7 +22,7 @@ from otel_tbot.bridge.server import (
 )
 from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_REQUEST_BYTES
 from tests.bridge.test_bridge import HEAD, a_report, environ_of, list_descriptors
-from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.bridge_process import PROCEDURE, BridgeProcess, allow_open_files
 from tests.support.polling import poll_until
 from tests.support.servers import OtlpHttpServer, silent_server
 
@@ -99,11 +98,7 @@ def targeted(environ, tmp_path, tls, *options, is_tls=True, **how):
 @contextlib.contextmanager
 def attacked(tmp_path, tls, *, is_tls, **how):
     """Starts a bridge; at the end, asserts that its memory was bounded, and that it answered reports meanwhile."""
-    wanted = MAX_CONNECTIONS + 1024
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most < wanted:
-        pytest.skip(f"needs {wanted} open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), most))
+    allow_open_files(MAX_CONNECTIONS + 1024)
     with (
         OtlpHttpServer() as server,
         targeted(environ_of(server), tmp_path, tls, is_tls=is_tls, is_measured=False, **how) as target,
@@ -189,6 +184,7 @@ def test_with_large_buffers_for_tls_fewer_connections_are_allowed(name, tmp_path
 @pytest.mark.parametrize("is_tls", [False, True], ids=["HTTP", "HTTPS"])
 def test_all_attacks_together_fit_the_memory(is_tls, tmp_path, tls):
     """As many reports wait for a silent collector as may, and every other connection holds as much as it can."""
+    allow_open_files(MAX_CONNECTIONS + 1024)
     sizes = []
     report, _ = a_report()
     with silent_server() as server, targeted(environ_of(server), tmp_path, tls, is_tls=is_tls) as target:

@@ -21,7 +21,7 @@ from otel_tbot.bridge.application import Bridge, BridgeError
 from otel_tbot.event import TbotStart
 from otel_tbot.tbot.http_request import MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_BYTES
 from otel_tbot.tbot.report import to_report
-from tests.support.bridge_process import PROCEDURE, BridgeProcess
+from tests.support.bridge_process import PROCEDURE, BridgeProcess, allow_open_files
 from tests.support.polling import poll_until
 from tests.support.processes import LAUNCHER, MEASURED
 from tests.support.servers import Answer, OtlpGrpcServer, OtlpHttpServer, refusing_port, silent_server
@@ -78,9 +78,9 @@ def test_a_report_is_answered_once_the_collector_has_its_event(protocol, signal)
 WAITING = "otel_tbot_bridge_reports_waiting"
 
 
-def read_count(bridge, name):
-    """The value of the metric *name* on /metrics, which has it once."""
-    lines = requests.get(f"{bridge.url}/metrics", timeout=60).text.splitlines()
+def read_count(url, name):
+    """The value of the metric *name* on the page at *url*, which has it once."""
+    lines = requests.get(url, timeout=60).text.splitlines()
     (line,) = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
     return float(line.rpartition(" ")[2])
 
@@ -284,6 +284,7 @@ def test_a_client_that_leaves_does_not_disturb_the_others():
 
 def test_a_thousand_silent_clients_do_not_keep_honest_ones_out():
     """While clients send nothing, half of their headers or half of a body, reports are accepted in bounded memory."""
+    allow_open_files(2048)
     with OtlpHttpServer() as server, BridgeProcess(environ_of(server)) as bridge:
         for _ in range(3):
             assert 200 == post(bridge).status_code
@@ -406,7 +407,7 @@ def test_sigterm_ends_it_in_time_whatever_collector_and_clients_do():
         for thread in threads:
             thread.start()
         # Not only the first, whose export the collector has: a client that connects after SIGTERM is refused.
-        poll_until(lambda: read_count(bridge, WAITING) == 3, waiting_for="all reports to wait")
+        poll_until(lambda: read_count(f"{bridge.url}/metrics", WAITING) == 3, waiting_for="all reports to wait")
         silent = bridge.connect()
         silent.sendall(HEAD)
 
@@ -556,6 +557,20 @@ main()
     assert str(local[1]) not in bridge.written
 
 
+STOPS_METRICS_SLOWLY = (
+    sys.executable,
+    "-c",
+    """
+from opentelemetry.sdk.metrics import MeterProvider
+shutdown = MeterProvider.shutdown
+MeterProvider.shutdown = lambda provider, **_: shutdown(provider, timeout_millis=60_000)
+from otel_tbot.__main__ import main
+main()
+""",
+)
+"""Runs the command with more than a second for the last export of its metrics."""
+
+
 def test_its_own_metrics_are_exported_only_if_asked_for():
     """OTEL_METRICS_EXPORTER=otlp exports counts and durations on the bridge's own resource, not with the events."""
     report = to_report(TbotStart(run_mode="daemon"))
@@ -565,7 +580,7 @@ def test_its_own_metrics_are_exported_only_if_asked_for():
             "OTEL_METRICS_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{metrics.url}/v1/metrics",
         }
-        with BridgeProcess(environ) as bridge:
+        with BridgeProcess(environ, program=STOPS_METRICS_SLOWLY) as bridge:
             for _ in range(3):
                 post(bridge)
             post(bridge, report.SerializeToString())

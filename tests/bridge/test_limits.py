@@ -87,7 +87,7 @@ def test_a_request_has_64_headers_of_16_kib(target):
 
 def test_an_idle_connection_is_closed(tmp_path, tls):
     """After --idle-timeout; meanwhile it serves further requests."""
-    with OtlpHttpServer() as server, targeted(environ_of(server), tmp_path, tls, "--idle-timeout", "2") as target:
+    with OtlpHttpServer() as server, targeted(environ_of(server), tmp_path, tls, "--idle-timeout", "5") as target:
         connection = target.connect()
         for _ in range(3):
             connection.sendall(HEALTH)

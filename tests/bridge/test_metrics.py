@@ -6,9 +6,8 @@ import sys
 import pytest
 import requests
 
-from tests.bridge.test_bridge import environ_of, post
+from tests.bridge.test_bridge import environ_of, post, read_count
 from tests.support.bridge_process import BridgeProcess
-from tests.support.otelcol import find_free_port
 from tests.support.servers import OtlpHttpServer
 
 PROMETHEUS = {"OTEL_METRICS_EXPORTER": "prometheus"}
@@ -22,13 +21,6 @@ from otel_tbot.__main__ import main
 main()
 """
 """Runs the command as if the extra `bridge` were not installed."""
-
-
-def read_count(url, name):
-    """The value of the metric *name* on the page at *url*, which has it once."""
-    lines = requests.get(url, timeout=60).text.splitlines()
-    (line,) = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
-    return float(line.rpartition(" ")[2])
 
 
 def test_prometheus_reads_the_metrics():
@@ -56,13 +48,17 @@ def test_only_get_reads_the_metrics():
 @pytest.mark.parametrize("host", ["localhost", ""])
 def test_the_exporter_prometheus_opens_its_own_port_too(host):
     """The same metrics are on OpenTelemetry's port and on /metrics, and nothing is written."""
-    port = find_free_port()
-    settings = PROMETHEUS | {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_HOST": host}
-    with OtlpHttpServer() as server, BridgeProcess(environ_of(server) | settings) as bridge:
-        assert 200 == post(bridge).status_code
-        assert 1 == read_count(f"http://localhost:{port}/metrics", RECEIVED)
-        assert 1 == read_count(f"{bridge.url}/metrics", RECEIVED)
-        assert 0 == bridge.end()
+    with OtlpHttpServer() as server, socket.socket() as reserved:
+        # While it is bound and does not listen, only a server that asks for this very port gets it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        settings = PROMETHEUS | {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_HOST": host}
+        with BridgeProcess(environ_of(server) | settings) as bridge:
+            assert 200 == post(bridge).status_code
+            assert 1 == read_count(f"http://localhost:{port}/metrics", RECEIVED)
+            assert 1 == read_count(f"{bridge.url}/metrics", RECEIVED)
+            assert 0 == bridge.end()
 
     assert "" == bridge.written
 

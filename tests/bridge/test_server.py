@@ -361,7 +361,7 @@ def test_an_upgrade_is_ignored_and_a_websocket_is_rejected():
 
 def test_an_idle_connection_is_closed_after_its_timeout():
     """--idle-timeout; meanwhile it serves further requests."""
-    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), "--idle-timeout", "2") as bridge:
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server), "--idle-timeout", "5") as bridge:
         with bridge.connect() as connection:
             for _ in range(3):
                 connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")

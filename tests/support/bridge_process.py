@@ -1,15 +1,26 @@
 """Starts the bridge as a user does, in another process."""
 
 import os
+import resource
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+import pytest
+
 from tests.support.polling import poll_until
 from tests.support.processes import LAUNCHER, MEASURED
 
 PROCEDURE = "/prehog.v1alpha.TbotReportingService/SubmitTbotEvent"
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files to *count*, for its ends of many connections; skips if it may not."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < count:
+        pytest.skip(f"needs {count} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(count, now), most))
 
 
 class BridgeProcess:

@@ -217,9 +217,11 @@ class _Raw:
         except OSError:
             pass  # the client may disconnect
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def close_connections(self) -> None:
         for connection in self.connections:
             connection.close()
 
@@ -233,8 +235,10 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[_Raw]:
     try:
         yield server
     finally:
-        server.close()
+        server.stop()
+        # First, so that a connection that was just accepted is closed too: unclosed, it would fail a later test.
         thread.join()
+        server.close_connections()
 
 
 def silent_server():
