@@ -31,7 +31,10 @@ LIFETIME_SECONDS: "Final" = 60.0
 """How long the relay waits for a report. tbot reports while it joins."""
 
 MAX_CONNECTIONS: "Final" = 64
-"""How many connections are open at once. More wait in the socket's queue."""
+"""How many connections are open at once. Above it, the oldest that has not sent the secret path first is closed."""
+
+_MAX_ACCEPTED: "Final" = 128
+"""How many connections are accepted in a row, as many as the socket's queue holds; then deadlines are looked at."""
 
 LINGER_SECONDS: "Final" = 1.0
 """How long a client may take to disconnect after a response that came before the end of its request."""
@@ -67,6 +70,7 @@ class _Connection:
         self.request: "HttpRequest | None" = None
         self.has_ended = False
         self.is_answered = False
+        self.has_address = False
 
     def is_readable(self) -> bool:
         """Whether more of the request can be read now."""
@@ -96,6 +100,7 @@ class Relay:
         self._listener = listener
         self._load_class = load
         self._path_prefix = path_prefix
+        self._starts = (f"POST {path_prefix}/".encode(), f"GET {path_prefix} ".encode())
         self._timeout_seconds = timeout_seconds
         self._command_end = command_end
         self._ends_at = time.monotonic() + lifetime_seconds
@@ -138,7 +143,7 @@ class Relay:
                 poll.register(self._command_end, select.POLLIN)
             if self._accept_again_at > now:
                 deadlines.append(self._accept_again_at)
-            elif len(self._connections) < MAX_CONNECTIONS:
+            elif self._has_room():
                 poll.register(self._listener, select.POLLIN)
         for fd, connection in self._connections.items():
             if connection is not self._reporter and connection.is_readable():
@@ -176,9 +181,9 @@ class Relay:
         self._listener.close()
 
     def _accept(self) -> None:
-        while self._is_listening() and len(self._connections) < MAX_CONNECTIONS:
+        for _ in range(_MAX_ACCEPTED):
             now = time.monotonic()
-            if now < self._accept_again_at:
+            if not (self._is_listening() and self._has_room()) or now < self._accept_again_at:
                 return
             try:
                 accepted, _ = self._listener.accept()
@@ -195,6 +200,15 @@ class Relay:
             self._connections[accepted.fileno()] = connection
             # Read before a deadline that may have passed already: whether this is the report matters then too.
             self._receive(connection)
+            if len(self._connections) > MAX_CONNECTIONS:
+                self._close(self._find_strangers()[0])
+
+    def _has_room(self) -> bool:
+        return len(self._connections) < MAX_CONNECTIONS or bool(self._find_strangers())
+
+    def _find_strangers(self) -> list[_Connection]:
+        """Returns the connections, oldest first, that need not be tbot's: it sends the secret path at once."""
+        return [c for c in self._connections.values() if not (c.has_address or c is self._reporter)]
 
     def _handle_accept_error(self, error: OSError, now: float) -> None:
         """Pauses, or refuses every client if the error is permanent or nothing can end it."""
@@ -217,6 +231,7 @@ class Relay:
         connection.has_ended = not data
         if not connection.is_answered:
             connection.unread += data
+            connection.has_address = connection.has_address or connection.unread.startswith(self._starts)
         elif not data:
             self._close(connection)
 
@@ -274,8 +289,7 @@ class Relay:
         After a report or a probe there is nothing to wait for: the relay is done.
         """
         is_complete = connection.request is not None and connection.request.is_complete
-        starts = (f"POST {self._path_prefix}/".encode(), f"GET {self._path_prefix} ".encode())
-        is_report = connection.unread.startswith(starts)
+        is_report = connection.unread.startswith(self._starts)
         connection.is_answered = True
         connection.deadline = time.monotonic() + LINGER_SECONDS
         connection.unread = b""

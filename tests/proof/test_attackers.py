@@ -96,17 +96,15 @@ def test_open_connections_do_not_keep_the_relay_after_its_report():
 
 
 @pytest.mark.promise("attackers.hold")
-def test_too_many_connections_delay_a_report_and_do_not_lose_it():
-    """Connections that use every place are answered at the limit, and the report that waits is then accepted.
-
-    It is a daemon's, which has time left: a one-shot's own limit ends just after that of the connections before it.
-    """
-    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "2000"} | endpoint(server.url)) as command:
+@pytest.mark.parametrize("sent", [b"", b"POST /", b"POST /" + b"0" * 32 + b"/", b"GET / HTTP/1.1\r\n"])
+def test_connections_that_use_every_place_neither_delay_nor_lose_a_report(sent):
+    """The oldest connections that have not sent the secret path are closed, long before their limit of ten minutes."""
+    with OtlpHttpServer() as server, running({"OTEL_TBOT_TIMEOUT": "600000"} | endpoint(server.url)) as command:
         command.wait_until_served()
         with ExitStack() as stack:
-            for _ in range(MAX_CONNECTIONS):
-                stack.enter_context(command.connect())
-            assert (200, "") == command.report(TbotStart(run_mode="daemon"))
+            for _ in range(3 * MAX_CONNECTIONS):
+                stack.enter_context(command.connect()).sendall(sent)
+            assert (200, "") == command.report(one_shot())
             command.launch.wait_for_no_relay()
 
 

@@ -439,11 +439,14 @@ def test_half_a_report_of_a_command_that_died_does_not_keep_the_relay():
 
 
 def test_connections_that_come_before_the_relay_accepts_do_not_delay_the_report():
-    """The kernel keeps as many as the relay serves; it would let those beyond try again after one second, and two."""
+    """The kernel queues twice as many as the relay serves, which closes the oldest that are not tbot's.
+
+    A connection that finds the queue full would be tried again after one second, and two.
+    """
     with OtlpHttpServer() as server, running(PATIENT | endpoint(server.url)) as command, ExitStack() as open_sockets:
         relay = command.launch.wait_for_relay()
         os.kill(relay, signal.SIGSTOP)
-        waiting = [open_sockets.enter_context(socket.socket()) for _ in range(MAX_CONNECTIONS - 1)]
+        waiting = [open_sockets.enter_context(socket.socket()) for _ in range(2 * MAX_CONNECTIONS)]
         for connection in waiting:
             connection.setblocking(False)
             connection.connect_ex(("127.0.0.1", command.port))
