@@ -31,7 +31,7 @@ LIFETIME_SECONDS: "Final" = 60.0
 """How long the relay waits for a report. tbot reports while it joins."""
 
 MAX_CONNECTIONS: "Final" = 64
-"""How many connections are open at once. Above it, the oldest that has not sent the secret path first is closed."""
+"""How many connections are open at once. Above it, the oldest that has not sent the secret path gets `unavailable`."""
 
 _MAX_ACCEPTED: "Final" = 128
 """How many connections are accepted in a row, as many as the socket's queue holds; then deadlines are looked at."""
@@ -201,7 +201,13 @@ class Relay:
             # Read before a deadline that may have passed already: whether this is the report matters then too.
             self._receive(connection)
             if len(self._connections) > MAX_CONNECTIONS:
-                self._close(self._find_strangers()[0])
+                self._close_stranger()
+
+    def _close_stranger(self) -> None:
+        stranger = self._find_strangers()[0]
+        if not stranger.is_answered:
+            self._answer(stranger, TIMEOUT_RESPONSE)
+        self._close(stranger)
 
     def _has_room(self) -> bool:
         return len(self._connections) < MAX_CONNECTIONS or bool(self._find_strangers())

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from otel_tbot.relay.server import LIFETIME_SECONDS
 from tests.support.polling import poll_until
 
 LAUNCHER = (str(Path(sys.executable).with_name("otel-tbot")), "run", "--")
@@ -76,8 +77,9 @@ class Launch:
         return poll_until(self.relays, waiting_for="the relay")[0]
 
     def wait_for_no_relay(self) -> None:
-        """Waits until no relay runs."""
-        poll_until(lambda: not self.relays(), waiting_for="the relay's end")
+        """Waits until no relay runs, less than a relay without a report does."""
+        deadline_seconds = LIFETIME_SECONDS / 2
+        poll_until(lambda: not self.relays(), waiting_for="the relay's end", deadline_seconds=deadline_seconds)
 
     def wait_for_end(self) -> None:
         """Waits until every process of this environment has ended."""
