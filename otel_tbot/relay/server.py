@@ -201,18 +201,18 @@ class Relay:
             # Read before a deadline that may have passed already: whether this is the report matters then too.
             self._receive(connection)
             if len(self._connections) > MAX_CONNECTIONS:
-                self._close_stranger()
+                self._evict_oldest()
 
-    def _close_stranger(self) -> None:
-        stranger = self._find_strangers()[0]
-        if not stranger.is_answered:
-            self._answer(stranger, TIMEOUT_RESPONSE)
-        self._close(stranger)
+    def _evict_oldest(self) -> None:
+        oldest = self._find_evictable()[0]
+        if not oldest.is_answered:
+            self._answer(oldest, TIMEOUT_RESPONSE)
+        self._close(oldest)
 
     def _has_room(self) -> bool:
-        return len(self._connections) < MAX_CONNECTIONS or bool(self._find_strangers())
+        return len(self._connections) < MAX_CONNECTIONS or bool(self._find_evictable())
 
-    def _find_strangers(self) -> list[_Connection]:
+    def _find_evictable(self) -> list[_Connection]:
         """Returns the connections, oldest first, that need not be tbot's: it sends the secret path at once."""
         return [c for c in self._connections.values() if not (c.has_address or c is self._reporter)]
 
