@@ -33,7 +33,9 @@ HONEST_SECONDS = 10.0
 """tbot waits so long."""
 
 SECRET = "0123456789abcdef"  # noqa: S105  # of a test
-LINGER_SECONDS = 5.0
+ALLOWANCE_SECONDS = 20.0
+"""For pauses of a busy machine. Without the limit that is tested, a client would have 620 seconds."""
+
 PACKET_BYTES = 64 * 1024
 LISTENS = "0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -258,7 +260,7 @@ def test_a_client_that_asks_and_does_not_read_is_closed_in_time(is_tls, tmp_path
                     full_at.setdefault(connection, time.monotonic())
                 except OSError:
                     late = time.monotonic() - full_at.get(connection, time.monotonic())
-                    assert late < WRITE_SECONDS + LINGER_SECONDS
+                    assert late < WRITE_SECONDS + ALLOWANCE_SECONDS
                     connections.remove(connection)
             queues.extend(read_queues(target.process.port))
             return not connections
@@ -299,7 +301,7 @@ def test_a_client_that_trickles_is_closed_in_time(is_tls, tmp_path, tls):
             return not open_connections
 
         poll_until(trickle, waiting_for="the end of every connection", deadline_seconds=60)
-        assert time.monotonic() - began < READ_SECONDS + LINGER_SECONDS
+        assert time.monotonic() - began < READ_SECONDS + ALLOWANCE_SECONDS
 
 
 def test_a_response_reaches_a_client_that_is_still_sending():

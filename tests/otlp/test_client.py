@@ -507,7 +507,7 @@ def test_an_address_that_drops_packets_does_not_take_the_time_of_the_others(monk
         dead = resolve(*full.getsockname(), type=socket.SOCK_STREAM)
         monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: dead + resolve(*address, **options))
 
-        assert Outcome.ACCEPTED is send(environ_of(server.url), deadline_seconds=4)
+        assert Outcome.ACCEPTED is send(environ_of(server.url), deadline_seconds=8)
 
 
 @pytest.mark.parametrize("host", ["x" * 70, "a..b"])
