@@ -5,14 +5,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 
-# After a fork in a process with a gRPC server, gRPC's fork handlers sometimes break the child (measured). The child is
-# a relay if a test starts one in this process. No command forks while gRPC runs. The import reads the variable, and
-# children do not inherit it.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-import grpc  # noqa: F401
-
-del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
-
 import hypothesis
 import pytest
 

@@ -1,6 +1,5 @@
 """Relays started by each kind of launcher, and the probe: imports never come from the working directory."""
 
-import os
 import subprocess
 import sys
 import sysconfig
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import otel_tbot
-from otel_tbot.relay.probe import probe_relay
 from tests.relay.test_server import BASIC, PATIENT, Command, endpoint, one_shot
 from tests.support.checkout import ROOT, skip_or_fail
 from tests.support.processes import CONSENT, Launch
@@ -170,9 +168,9 @@ def probe_relay_in(environ: dict[str, str]) -> str:
 def test_a_probe_measures_a_relay_and_leaves_nothing(protocol):
     """The probe starts a real relay, sends nothing, and the relay ends."""
     with OtlpHttpServer() as server:
-        seconds = probe_relay(os.environ | endpoint(server.url) | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol})
+        seconds = probe_relay_in(endpoint(server.url) | {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol})
 
-        assert 0 < seconds < 60
+        assert 0 < float(seconds) < 60
         assert not server.requests
 
 
