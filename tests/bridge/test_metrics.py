@@ -8,6 +8,7 @@ import requests
 
 from tests.bridge.test_bridge import environ_of, post, read_count
 from tests.support.bridge_process import BridgeProcess
+from tests.support.otelcol import find_free_port
 from tests.support.servers import OtlpHttpServer
 
 PROMETHEUS = {"OTEL_METRICS_EXPORTER": "prometheus"}
@@ -48,17 +49,13 @@ def test_only_get_reads_the_metrics():
 @pytest.mark.parametrize("host", ["localhost", ""])
 def test_the_exporter_prometheus_opens_its_own_port_too(host):
     """The same metrics are on OpenTelemetry's port and on /metrics, and nothing is written."""
-    with OtlpHttpServer() as server, socket.socket() as reserved:
-        # While it is bound and does not listen, only a server that asks for this very port gets it.
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-        settings = PROMETHEUS | {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_HOST": host}
-        with BridgeProcess(environ_of(server) | settings) as bridge:
-            assert 200 == post(bridge).status_code
-            assert 1 == read_count(f"http://localhost:{port}/metrics", RECEIVED)
-            assert 1 == read_count(f"{bridge.url}/metrics", RECEIVED)
-            assert 0 == bridge.end()
+    port = find_free_port()
+    settings = PROMETHEUS | {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_HOST": host}
+    with OtlpHttpServer() as server, BridgeProcess(environ_of(server) | settings) as bridge:
+        assert 200 == post(bridge).status_code
+        assert 1 == read_count(f"http://localhost:{port}/metrics", RECEIVED)
+        assert 1 == read_count(f"{bridge.url}/metrics", RECEIVED)
+        assert 0 == bridge.end()
 
     assert "" == bridge.written
 
