@@ -31,6 +31,9 @@ PATH_VARIABLE: "Final" = "OTEL_TBOT_RELAY_PATH_"
 MIN_DESCRIPTORS: "Final" = {"http/protobuf": 9, "grpc": 12}
 """The smallest limit of open files with which a relay delivers its event, by protocol (measured)."""
 
+QUEUE_LENGTH: "Final" = 128
+"""How many connections wait to be accepted. More than the relay serves at once: others would be delayed by seconds."""
+
 _START_RELAY: "Final" = (
     f"import os, sys; sys.path[:] = [os.environ.pop(f'{PATH_VARIABLE}{{n}}') for n in range(int(sys.argv[1]))]; "
     "from otel_tbot.relay.process import main; main(*sys.argv[2:])"
@@ -144,8 +147,7 @@ def _listen(environ: "Mapping[str, str]") -> str:
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
         listener.bind(("127.0.0.1", 0))
-        # More than the relay serves at once: the kernel delays a connection beyond it by seconds.
-        listener.listen(128)
+        listener.listen(QUEUE_LENGTH)
         # Other local users can find the port. They cannot guess this path, so they cannot report in tbot's name.
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{os.urandom(16).hex()}"
         # Entries and address are in the environment and never in the arguments, which every user can read.

@@ -17,6 +17,7 @@ import time
 from otel_tbot import settings
 from otel_tbot.consent import FROM_REPORT
 from otel_tbot.errors import OtelTbotError
+from otel_tbot.launcher import QUEUE_LENGTH
 
 TYPE_CHECKING = False  # see process
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ LIFETIME_SECONDS: "Final" = 60.0
 
 MAX_CONNECTIONS: "Final" = 64
 """How many connections are open at once. Above it, the oldest that has not sent the secret path gets `unavailable`."""
-
-_MAX_ACCEPTED: "Final" = 128
-"""How many connections are accepted in a row, as many as the socket's queue holds; then deadlines are looked at."""
 
 LINGER_SECONDS: "Final" = 1.0
 """How long a client may take to disconnect after a response that came before the end of its request."""
@@ -181,7 +179,8 @@ class Relay:
         self._listener.close()
 
     def _accept(self) -> None:
-        for _ in range(_MAX_ACCEPTED):
+        # Then deadlines are looked at, also if clients connect without a pause.
+        for _ in range(QUEUE_LENGTH):
             now = time.monotonic()
             if not (self._is_listening() and self._has_room()) or now < self._accept_again_at:
                 return
